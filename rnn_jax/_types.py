@@ -1,0 +1,50 @@
+"""The contract: a cell is four pure functions over pytrees."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(seed)`
+Params: TypeAlias = Any  # a pytree of arrays, usually a NamedTuple
+State: TypeAlias = Any  # a pytree of arrays
+Initializer: TypeAlias = Callable[[Key, tuple[int, ...], Any], Array]  # (key, shape, dtype)
+
+
+class Cell(NamedTuple):
+    """A recurrent cell: what is computed at one time step of one sequence.
+
+    ``step(params, state, project(params, x))`` is the textbook equation. It is split in two
+    because the first half needs no past, so `rnn_jax.unroll` computes it for many steps at once.
+    There is no batch axis: `jax.vmap` adds one.
+
+    Attributes:
+      init: ``(key) -> params``, a NamedTuple of arrays.
+      init_state: ``(params) -> state``, zeros (or learned), in the dtype of the params.
+      project: ``(params, x) -> z``, all that depends on the input alone; x: [D].
+      step: ``(params, state, z) -> (state, y)``, the recurrence; y: [H].
+
+    Example:
+      A user's own cell, a leaky integrator ``h = a h + (1 - a) x``, is a first-class citizen:
+
+      >>> import jax.numpy as jnp
+      >>> import rnn_jax
+      >>> def step(params, h, z):
+      ...     h = params["a"] * h + (1 - params["a"]) * z
+      ...     return h, h
+      >>> leaky = rnn_jax.Cell(
+      ...     init=lambda key: {"a": jnp.array(0.5)},
+      ...     init_state=lambda params: jnp.zeros(2),
+      ...     project=lambda params, x: x,
+      ...     step=step,
+      ... )
+      >>> state, ys = rnn_jax.unroll(leaky, {"a": jnp.array(0.5)}, None, jnp.ones((3, 2)))
+      >>> print(ys[:, 0])
+      [0.5   0.75  0.875]
+    """
+
+    init: Callable[[Key], Params]
+    init_state: Callable[[Params], State]
+    project: Callable[[Params, Any], Any]
+    step: Callable[[Params, State, Any], tuple[State, Any]]
