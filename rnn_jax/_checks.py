@@ -42,9 +42,31 @@ def input_vector(x: Array, size: int, dtype: Any) -> None:
         )
 
 
+def token(x: Array) -> None:
+    """Checks one token, an integer without axes."""
+    if jnp.shape(x) != ():
+        raise ValueError(
+            f"x: got one time step of shape {jnp.shape(x)}, expected (), an integer token. A "
+            "sequence is [T]; add a batch axis with jax.vmap."
+        )
+    if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+        raise TypeError(f"x: got dtype {jnp.result_type(x)}, expected integer tokens")
+
+
+def typed_key(key: Any) -> None:
+    """Checks a PRNG key: new-style, and one."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key: got {key!r}, expected a typed PRNG key, jax.random.key(seed)")
+    if key.shape != ():
+        raise TypeError(
+            f"key: got keys of shape {key.shape}, expected one; map over keys with jax.vmap"
+        )
+
+
 def same_shapes(name: str, got: Any, expected: Any, hint: str, *, dtypes: bool = False) -> None:
     """Checks the structure and the shapes of a pytree, and names the first leaf that differs."""
-    got_def, expected_def = jax.tree.structure(got), jax.tree.structure(expected)
+    got_def: Any = jax.tree.structure(got)
+    expected_def: Any = jax.tree.structure(expected)
     if got_def != expected_def:
         raise ValueError(
             f"{name}: got the structure {_short(got_def)}, expected {_short(expected_def)}. {hint}"
@@ -53,9 +75,7 @@ def same_shapes(name: str, got: Any, expected: Any, hint: str, *, dtypes: bool =
     for (path, want), leaf in zip(paths, jax.tree.leaves(got), strict=True):
         where = name + jax.tree_util.keystr(path)
         if jnp.shape(leaf) != want.shape:
-            raise ValueError(
-                f"{where}: got shape {jnp.shape(leaf)}, expected {want.shape}. {hint}"
-            )
+            raise ValueError(f"{where}: got shape {jnp.shape(leaf)}, expected {want.shape}. {hint}")
         if dtypes and leaf.dtype != want.dtype:
             raise TypeError(f"{where}: got dtype {leaf.dtype}, expected {want.dtype}. {hint}")
 

@@ -24,7 +24,7 @@ def elman(
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     bias: bool = True,
-    w_x_init: Initializer = initializers.glorot_uniform,
+    w_x_init: Initializer = initializers.glorot_uniform(),
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = initializers.zeros,
     dtype: Any = float,
@@ -55,8 +55,8 @@ def elman(
       >>> params = ElmanParams(w_x=jnp.ones((2, 3)), w_h=jnp.eye(3), b=jnp.zeros(3))
       >>> h = cell.init_state(params)
       >>> h, y = cell.step(params, h, cell.project(params, jnp.array([0.5, -0.25])))
-      >>> print(y)
-      [0.24491866 0.24491866 0.24491866]
+      >>> print("%.4f %.4f %.4f" % tuple(y))
+      0.2449 0.2449 0.2449
 
     References:
       Elman. Finding structure in time. 1990.

@@ -17,8 +17,8 @@ def normalize(a: Array) -> Array:
     """(a - mean) / sqrt(variance + EPSILON) over the last axis, without gain and bias.
 
     Example:
-      >>> print(normalize(jnp.array([1.0, 2.0, 3.0])))
-      [-1.2247357  0.         1.2247357]
+      >>> print("%.4f %.4f %.4f" % tuple(normalize(jnp.array([1.0, 2.0, 3.0]))))
+      -1.2247 0.0000 1.2247
     """
     centred = a - a.mean(axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
@@ -38,7 +38,7 @@ def layer_norm_elman(
     hidden_size: int,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
-    w_x_init: Initializer = initializers.glorot_uniform,
+    w_x_init: Initializer = initializers.glorot_uniform(),
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = initializers.zeros,
     dtype: Any = float,
@@ -66,8 +66,8 @@ def layer_norm_elman(
       >>> cell = layer_norm_elman(2, 3)
       >>> params = cell.init(jax.random.key(0))._replace(w_x=jnp.arange(6.0).reshape(2, 3))
       >>> h, y = cell.step(params, cell.init_state(params), cell.project(params, jnp.ones(2)))
-      >>> print(y)
-      [-0.8410911  0.         0.8410911]
+      >>> print("%.4f %.4f %.4f" % tuple(y))
+      -0.8410 0.0000 0.8410
 
     References:
       Ba, Kiros, Hinton. Layer normalization. 2016 (equation 4).
@@ -114,7 +114,7 @@ def layer_norm_lstm(
     input_size: int,
     hidden_size: int,
     *,
-    w_x_init: Initializer = initializers.glorot_uniform,
+    w_x_init: Initializer = initializers.glorot_uniform(),
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = initializers.forget_bias(1.0),
     dtype: Any = float,
@@ -145,8 +145,8 @@ def layer_norm_lstm(
       >>> cell = layer_norm_lstm(2, 3)
       >>> params = cell.init(jax.random.key(0))
       >>> state, y = cell.step(params, cell.init_state(params), cell.project(params, jnp.ones(2)))
-      >>> print(jnp.round(jnp.abs(y.sum()), 1) < 3)
-      True
+      >>> print(y.shape, state.c.shape)
+      (3,) (3,)
 
     References:
       Ba, Kiros, Hinton. Layer normalization. 2016 (supplementary material, equations 20 to 22).
@@ -201,7 +201,7 @@ def layer_norm_gru(
     input_size: int,
     hidden_size: int,
     *,
-    w_x_init: Initializer = initializers.glorot_uniform,
+    w_x_init: Initializer = initializers.glorot_uniform(),
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = initializers.zeros,
     dtype: Any = float,

@@ -1,0 +1,349 @@
+"""Combinators: cells in, a cell out, so that everything else works on the result."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax import _checks, initializers
+from rnn_jax._types import Array, Cell, Initializer, Key, Params, State
+from rnn_jax.unroll import unroll
+
+
+def stack(cells: Sequence[Cell]) -> Cell:
+    """A deep recurrent cell: the output of each layer is the input of the next.
+
+    Args:
+      cells: the layers, first to last; the input size of each is the output size of the one
+        before.
+
+    Returns:
+      A `Cell`; params and state are tuples with one entry a layer, y is that of the last layer.
+
+    Raises:
+      ValueError: no cells, or sizes that do not fit (when it is first run).
+
+    Example:
+      >>> import rnn_jax
+      >>> deep = stack([rnn_jax.lstm(3, 8), rnn_jax.gru(8, 5)])
+      >>> params = deep.init(jax.random.key(0))
+      >>> state, ys = rnn_jax.unroll(deep, params, None, jnp.ones((7, 3)))
+      >>> print(ys.shape, state[0].c.shape, state[1].shape)
+      (7, 5) (8,) (5,)
+
+    References:
+      Graves, Mohamed, Hinton. Speech recognition with deep recurrent neural networks. 2013.
+    """
+    cells = tuple(cells)
+    if not cells:
+        raise ValueError("cells: got none, expected at least one layer")
+
+    def init(key: Key) -> tuple[Params, ...]:
+        keys = jax.random.split(key, len(cells))
+        return tuple(cell.init(k) for cell, k in zip(cells, keys, strict=True))
+
+    def init_state(params: tuple[Params, ...]) -> tuple[State, ...]:
+        return tuple(cell.init_state(p) for cell, p in zip(cells, params, strict=True))
+
+    def project(params: tuple[Params, ...], x: Any) -> Any:
+        return cells[0].project(params[0], x)
+
+    def step(
+        params: tuple[Params, ...], state: tuple[State, ...], z: Any
+    ) -> tuple[tuple[State, ...], Any]:
+        first, y = cells[0].step(params[0], state[0], z)
+        states = [first]
+        for layer in range(1, len(cells)):
+            try:
+                z = cells[layer].project(params[layer], y)
+            except ValueError as error:
+                raise ValueError(f"layer {layer} of the stack: {error}") from error
+            new, y = cells[layer].step(params[layer], state[layer], z)
+            states.append(new)
+        return tuple(states), y
+
+    return Cell(init, init_state, project, step)
+
+
+class ReadoutParams(NamedTuple):
+    """Weights of `readout`."""
+
+    cell: Params
+    w_y: Array  # [H, O]
+    b_y: Array | None  # [O], None without bias
+
+
+def readout(
+    cell: Cell,
+    output_size: int,
+    *,
+    activation: Callable[[Array], Array] = jax.nn.identity,
+    bias: bool = True,
+    w_init: Initializer = initializers.glorot_uniform(),
+    hidden_size: int | None = None,
+) -> Cell:
+    """The output layer: y_t = g(h_t W_y + b_y), where h_t is the output of `cell`.
+
+    Args:
+      cell: any cell whose output is one array [H].
+      output_size: O.
+      activation: g, any function [O] -> [O]; the losses of `rnn_jax.losses` want logits, that is
+        the identity.
+      bias: whether there is b_y; it starts at zero.
+      w_init: initializer of W_y.
+      hidden_size: H; needed only where it cannot be told from the cell.
+
+    Returns:
+      A `Cell` with `ReadoutParams` and the state of `cell`; y: [O].
+
+    Raises:
+      ValueError: a size is not positive, or H cannot be told from the cell.
+
+    Example:
+      >>> import rnn_jax
+      >>> tagger = readout(rnn_jax.gru(3, 8), 5)
+      >>> params = tagger.init(jax.random.key(0))
+      >>> state, ys = rnn_jax.unroll(tagger, params, None, jnp.ones((7, 3)))
+      >>> print(params.w_y.shape, ys.shape, state.shape)
+      (8, 5) (7, 5) (8,)
+    """
+    size = _checks.positive_int("output_size", output_size)
+
+    def init(key: Key) -> ReadoutParams:
+        k_cell, k_y = jax.random.split(key)
+        params = cell.init(k_cell)
+        H, dtype = _output(cell, params, hidden_size)
+        b_y = jnp.zeros(size, dtype) if bias else None
+        return ReadoutParams(cell=params, w_y=w_init(k_y, (H, size), dtype), b_y=b_y)
+
+    def project(params: ReadoutParams, x: Any) -> Any:
+        return cell.project(params.cell, x)
+
+    def step(params: ReadoutParams, state: State, z: Any) -> tuple[State, Array]:
+        state, h = cell.step(params.cell, state, z)
+        y = h @ params.w_y
+        return state, activation(y if params.b_y is None else y + params.b_y)
+
+    return Cell(init, lambda params: cell.init_state(params.cell), project, step)
+
+
+class EmbedParams(NamedTuple):
+    """Weights of `embed`."""
+
+    cell: Params
+    table: Array  # [V, D]
+
+
+def embed(cell: Cell, num_tokens: int, input_size: int) -> Cell:
+    """Lets a cell read tokens: x_t = table[token_t], a row of D learned numbers.
+
+    Args:
+      cell: a cell of input size D.
+      num_tokens: V; tokens are integers with 0 <= token < V.
+      input_size: D.
+
+    Returns:
+      A `Cell` with `EmbedParams` and the state of `cell`; x: [] integer.
+
+    Raises:
+      ValueError: a size is not positive.
+      TypeError: the input is not an integer (when it is run).
+
+    Example:
+      >>> import rnn_jax
+      >>> reader = embed(rnn_jax.gru(4, 8), 10, 4)
+      >>> params = reader.init(jax.random.key(0))
+      >>> state, ys = rnn_jax.unroll(reader, params, None, jnp.array([3, 1, 4, 1, 5]))
+      >>> print(params.table.shape, ys.shape)
+      (10, 4) (5, 8)
+    """
+    shape = (
+        _checks.positive_int("num_tokens", num_tokens),
+        _checks.positive_int("input_size", input_size),
+    )
+
+    def init(key: Key) -> EmbedParams:
+        k_cell, k_table = jax.random.split(key)
+        params = cell.init(k_cell)
+        table = jax.random.normal(k_table, shape, _dtype(params))
+        return EmbedParams(cell=params, table=table)
+
+    def project(params: EmbedParams, token: Array) -> Any:
+        _checks.token(token)
+        return cell.project(params.cell, params.table[token])
+
+    def step(params: EmbedParams, state: State, z: Any) -> tuple[State, Any]:
+        return cell.step(params.cell, state, z)
+
+    return Cell(init, lambda params: cell.init_state(params.cell), project, step)
+
+
+def one_hot(cell: Cell, num_tokens: int) -> Cell:
+    """Lets a cell of input size V read tokens: x_t is 1 at token_t and 0 elsewhere.
+
+    Args:
+      cell: a cell of input size V.
+      num_tokens: V; tokens are integers with 0 <= token < V.
+
+    Returns:
+      A `Cell` with the params and the state of `cell`; x: [] integer.
+
+    Raises:
+      ValueError: `num_tokens` is not positive.
+      TypeError: the input is not an integer (when it is run).
+
+    Example:
+      >>> import rnn_jax
+      >>> reader = one_hot(rnn_jax.gru(10, 8), 10)
+      >>> params = reader.init(jax.random.key(0))
+      >>> state, ys = rnn_jax.unroll(reader, params, None, jnp.array([3, 1, 4, 1, 5]))
+      >>> print(ys.shape)
+      (5, 8)
+    """
+    V = _checks.positive_int("num_tokens", num_tokens)
+
+    def project(params: Params, token: Array) -> Any:
+        _checks.token(token)
+        return cell.project(params, jax.nn.one_hot(token, V, dtype=_dtype(params)))
+
+    return cell._replace(project=project)
+
+
+def residual(cell: Cell) -> Cell:
+    """A skip connection around a cell whose input and output have the same size: y_t = x_t + h_t.
+
+    Returns:
+      A `Cell` with the params and the state of `cell`.
+
+    Raises:
+      ValueError: input and output differ in shape (when it is run).
+
+    Example:
+      >>> import rnn_jax
+      >>> cell = rnn_jax.elman(3, 3)
+      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0)))
+      >>> state, ys = rnn_jax.unroll(residual(cell), params, None, jnp.ones((2, 3)))
+      >>> print(ys)
+      [[1. 1. 1.]
+       [1. 1. 1.]]
+
+    References:
+      He, Zhang, Ren, Sun. Deep residual learning for image recognition. 2015.
+      Wu et al. Google's neural machine translation system. 2016 (between recurrent layers).
+    """
+
+    def project(params: Params, x: Array) -> tuple[Any, Array]:
+        return cell.project(params, x), x
+
+    def step(params: Params, state: State, z: tuple[Any, Array]) -> tuple[State, Array]:
+        z, x = z
+        state, y = cell.step(params, state, z)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"residual: got an output of shape {y.shape} for an input of shape {x.shape}, "
+                "expected the same shape. Make hidden_size equal to input_size."
+            )
+        return state, x + y
+
+    return Cell(cell.init, cell.init_state, project, step)
+
+
+def bidirectional(
+    forward: Cell,
+    backward: Cell,
+    params: tuple[Params, Params],
+    state: tuple[State, State] | None,
+    xs: Any,
+    *,
+    mask: Array | None = None,
+    reset: Array | None = None,
+) -> tuple[tuple[State, State], Array]:
+    """Runs one cell from left to right and another from right to left over a whole sequence.
+
+    y_t = [forward output at t, backward output at t]
+
+    Not a cell, since it needs the future; the outputs are the input of the next layer.
+
+    Args:
+      forward: cell that runs from the first step to the last.
+      backward: cell that runs from the last step to the first.
+      params: the params of both, ``(forward.init(k1), backward.init(k2))``.
+      state: the initial states of both; None means those of their `init_state`.
+      xs: [T, D], or a pytree of arrays with the leading axis T.
+      mask: [T] bool, as in `unroll`: the backward cell starts at the last valid step.
+      reset: [T] bool, true at the first step of an episode; the backward cell is reset before
+        the last valid step of each episode.
+
+    Returns:
+      ``(states, ys)``: both final states (the backward one has just read the first step), and
+      ys: [T, H of forward + H of backward].
+
+    Raises:
+      ValueError, TypeError: as in `unroll`.
+
+    Example:
+      >>> import rnn_jax
+      >>> cells = rnn_jax.lstm(3, 4), rnn_jax.lstm(3, 5)
+      >>> params = tuple(cell.init(jax.random.key(i)) for i, cell in enumerate(cells))
+      >>> (left, right), ys = bidirectional(*cells, params, None, jnp.ones((7, 3)))
+      >>> print(ys.shape, bool((ys[-1, :4] == left.h).all()), bool((ys[0, 4:] == right.h).all()))
+      (7, 9) True True
+
+    References:
+      Schuster, Paliwal. Bidirectional recurrent neural networks. 1997.
+    """
+    first, second = (None, None) if state is None else state
+    ends = None
+    if reset is not None:
+        steps = _checks.time_steps(xs)
+        reset = _checks.time_flags("reset", reset, steps)
+        ends = _next_valid(reset, mask)
+    first, ys = unroll(forward, params[0], first, xs, mask=mask, reset=reset)
+    second, backward_ys = unroll(
+        backward, params[1], second, xs, mask=mask, reset=ends, reverse=True
+    )
+    return (first, second), jnp.concatenate([ys, backward_ys], axis=-1)
+
+
+def _next_valid(reset: Array, mask: Array | None) -> Array:
+    """For each step, the reset flag of the nearest later step that is valid."""
+
+    def step(later: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        flag, valid = inputs
+        return jnp.where(valid, flag, later), later
+
+    valid = jnp.ones_like(reset) if mask is None else jnp.asarray(mask)
+    return jax.lax.scan(step, jnp.array(False), (reset, valid), reverse=True)[1]
+
+
+def _dtype(params: Params) -> Any:
+    floats = [p.dtype for p in jax.tree.leaves(params) if jnp.issubdtype(p.dtype, jnp.inexact)]
+    return floats[0] if floats else jnp.zeros(()).dtype
+
+
+def _output(cell: Cell, params: Params, hidden_size: int | None) -> tuple[int, Any]:
+    """Size and dtype of the output of a cell.
+
+    A cell does not say what input it takes, so every size that its params have is tried, without
+    computing anything; the cell itself refuses the wrong ones.
+    """
+    if hidden_size is not None:
+        return _checks.positive_int("hidden_size", hidden_size), _dtype(params)
+
+    def output(params: Params, x: Array) -> Any:
+        return cell.step(params, cell.init_state(params), cell.project(params, x))[1]
+
+    sizes = sorted({size for leaf in jax.tree.leaves(params) for size in leaf.shape})
+    inputs = [jax.ShapeDtypeStruct((size,), _dtype(params)) for size in sizes]
+    for x in [*inputs, jax.ShapeDtypeStruct((), jnp.int32)]:
+        try:
+            y = jax.eval_shape(output, params, x)
+        except (TypeError, ValueError):
+            continue
+        if getattr(y, "ndim", None) == 1:
+            return y.shape[0], y.dtype
+    raise ValueError(
+        "hidden_size: got None, and the output size of this cell cannot be told from its params. "
+        "Pass hidden_size=H."
+    )
