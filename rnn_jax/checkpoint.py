@@ -1,0 +1,255 @@
+"""Checkpoints: atomic, checked when they are read, the best and the last kept."""
+
+import math
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rnn_jax.train import TrainState
+
+_LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.deleted")  # of a save or a deletion that was killed
+
+
+class Saved(NamedTuple):
+    """One checkpoint in a folder."""
+
+    number: int  # the how manieth save; training may go back, this number never does
+    step: int  # of the train state
+    loss: float | None  # validation loss, if one was given and finite
+    path: Path
+
+
+class Checkpoints:
+    """A folder that holds the last checkpoint and the best one.
+
+    A save is atomic: killed at any moment, it leaves the earlier checkpoints as they were, and the
+    next opening removes what is half done. Arrays come back to the bit, or not at all: structure,
+    shapes, dtypes and a checksum of each array are compared. One process may write to a folder,
+    any number may read. Nothing is pickled.
+
+    Args:
+      folder: made if it is not there.
+      read_only: change nothing on disk, for a process that only generates or evaluates.
+
+    Raises:
+      OSError: the folder cannot be written.
+      ValueError: a checkpoint in it cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from rnn_jax import train
+      >>> state = train.init({"w": jnp.ones(3)}, None, optax.adam(0.1), jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoints = Checkpoints(folder)
+      ...     for step, loss in ((10, 2.0), (20, 1.5), (30, 1.75)):
+      ...         saved = checkpoints.save(state._replace(step=jnp.int32(step)), loss)
+      ...     best = checkpoints.restore("best", like=state)
+      ...     print(checkpoints.last.step, checkpoints.best.step, best.step, best.params["w"])
+      30 20 20 [1. 1. 1.]
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        self.folder = Path(folder).absolute()
+        self._read_only = read_only
+        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        if not read_only:
+            self._make_writable()
+        self._saved = self._find()
+        if not read_only:
+            self._forget_all_but_best_and_last()
+
+    @property
+    def last(self) -> Saved | None:
+        """The checkpoint that was saved last; None in an empty folder."""
+        return self._saved[-1] if self._saved else None
+
+    @property
+    def best(self) -> Saved | None:
+        """The checkpoint with the lowest loss, the earlier of equals; None if none has a loss."""
+        known = [saved for saved in self._saved if saved.loss is not None]
+        return min(known, key=lambda saved: (saved.loss, saved.number), default=None)
+
+    def save(self, train_state: TrainState, loss: Any = None) -> Saved:
+        """Saves `train_state`; then deletes every checkpoint that is neither the last nor the best.
+
+        Args:
+          train_state: any pytree of arrays with a field `step`, typed PRNG keys included.
+          loss: validation loss, a number; the lowest is the best. None, NaN or inf: never the best.
+
+        Returns:
+          The `Saved` checkpoint, which is on disk by then.
+        """
+        if self._read_only:
+            raise ValueError(f"{self.folder}: was opened with read_only=True, so nothing is saved")
+        self._remove_leftovers()
+        arrays, leaves = _pack(train_state)
+        loss = None if loss is None or not math.isfinite(loss) else float(loss)
+        number, step = (self.last.number if self.last else 0) + 1, int(train_state.step)
+        path = self.folder / f"{number:06d}-step-{step}"
+        about = {"number": number, "step": step, "loss": loss, "arrays": leaves}
+        self._orbax.save(path, args=ocp.args.PyTreeSave(arrays), custom_metadata=about)
+        self._saved.append(Saved(number, step, loss, path))
+        self._forget_all_but_best_and_last()
+        return self._saved[-1]
+
+    def restore(self, which: str = "last", *, like: TrainState) -> TrainState:
+        """Reads a checkpoint back to the bit.
+
+        Args:
+          which: "last" or "best".
+          like: what is expected: a train state, or ``jax.eval_shape(lambda: train.init(...))``,
+            which costs no memory. Arrays go to the devices of `like` where it names any.
+
+        Returns:
+          The saved train state, in the structure of `like`.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: it has another structure, shape or dtype than `like`; or it is damaged.
+        """
+        saved = self._pick(which)
+        about = self._read_about(saved.path)["arrays"]
+        leaves = jax.tree_util.tree_leaves_with_path(like)
+        _check_alike(saved.path, about, leaves)
+        try:
+            arrays = self._orbax.restore(saved.path, args=ocp.args.PyTreeRestore())
+            leaves = [
+                _unpack(arrays, entry, leaf) for entry, (_, leaf) in zip(about, leaves, strict=True)
+            ]
+        except Exception as error:  # orbax, tensorstore and the checksum, each in its own way
+            raise self._damaged(saved.path, error) from error
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _make_writable(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+            self._remove_leftovers()
+        except OSError as error:
+            raise type(error)(
+                f"{self.folder}: no checkpoint can be written here ({error}). Choose another "
+                "folder or make this one writable."
+            ) from error
+
+    def _remove_leftovers(self) -> None:
+        for pattern in _LEFTOVERS:
+            for leftover in self.folder.glob(pattern):
+                shutil.rmtree(leftover)
+
+    def _find(self) -> list[Saved]:
+        found = []
+        for path in self.folder.glob("*-step-*"):
+            if re.fullmatch(r"\d+-step-\d+", path.name):
+                about = self._read_about(path)
+                found.append(Saved(about["number"], about["step"], about["loss"], path))
+        return sorted(found)
+
+    def _read_about(self, path: Path) -> dict[str, Any]:
+        try:
+            about = self._orbax.metadata(path).custom_metadata
+            return {key: about[key] for key in ("number", "step", "loss", "arrays")}
+        except Exception as error:
+            raise self._damaged(path, error) from error
+
+    def _forget_all_but_best_and_last(self) -> None:
+        keep = (self.best, self.last)
+        for saved in [saved for saved in self._saved if saved not in keep]:
+            gone = saved.path.rename(saved.path.with_name(saved.path.name + ".deleted"))
+            shutil.rmtree(
+                gone
+            )  # renamed first: a deletion that is killed leaves no half checkpoint
+            self._saved.remove(saved)
+
+    def _pick(self, which: str) -> Saved:
+        if which not in ("last", "best"):
+            raise ValueError(f'which: got {which!r}, expected "last" or "best"')
+        saved = self.last if which == "last" else self.best
+        if saved is None:
+            loss = "" if which == "last" else " with a finite loss"
+            raise FileNotFoundError(
+                f"{self.folder}: there is no {which} checkpoint in this folder. Expected one that "
+                f"Checkpoints.save has written to{loss}."
+            )
+        return saved
+
+    def _damaged(self, path: Path, error: Exception) -> ValueError:
+        others = [p.name for p in sorted(self.folder.glob("*-step-*")) if p != path]
+        instead = f"use the one that is left: {others}" if others else "start anew"
+        return ValueError(
+            f"{path}: this checkpoint is damaged and was not loaded "
+            f"({type(error).__name__}: {str(error)[:200]}). Move it out of the folder to {instead}."
+        )
+
+
+def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Arrays by number for orbax, and for each leaf what it was."""
+    arrays, about = {}, []
+    for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        array, entry = _to_numpy(leaf), _describe(path, leaf)
+        entry["name"] = str(number)
+        entry["stored"] = [str(array.dtype), list(array.shape)]
+        entry["prng"] = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
+        entry["crc32"] = _checksum(array)
+        about.append(entry)
+        if array.size:  # orbax takes no empty array
+            arrays[str(number)] = array
+    return arrays, about
+
+
+def _unpack(arrays: dict[str, np.ndarray], entry: dict[str, Any], like: Any) -> Any:
+    dtype, shape = entry["stored"]
+    array = arrays[entry["name"]] if math.prod(shape) else np.zeros(shape, dtype)
+    if _checksum(array) != entry["crc32"]:
+        raise ValueError(f"checksum of {entry['path']} is not the one that was saved")
+    committed = getattr(like, "committed", True)
+    place = getattr(like, "sharding", None) if committed else None
+    if entry["prng"] is None:
+        return jax.device_put(array, place, may_alias=False)
+    key = jax.random.wrap_key_data(jax.device_put(array, may_alias=False), impl=entry["prng"])
+    return key if place is None else jax.device_put(key, place)
+
+
+def _check_alike(path: Path, about: list[dict[str, Any]], leaves: list[Any]) -> None:
+    got = {entry["path"]: entry for entry in about}
+    expected = {entry["path"]: entry for entry in (_describe(p, leaf) for p, leaf in leaves)}
+    for where in [*expected, *got]:
+        a, b = (_say(tree.get(where)) for tree in (got, expected))
+        if a != b:
+            raise ValueError(
+                f"{where}: got {a} in the checkpoint {path}, expected {b}. It belongs to another "
+                "model or optimizer: build the one that it was saved with, or start a new run."
+            )
+
+
+def _describe(path: Any, leaf: Any) -> dict[str, Any]:
+    where = "train_state" + jax.tree_util.keystr(path)
+    return {"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _say(entry: dict[str, Any] | None) -> str:
+    return "nothing" if entry is None else f"{entry['dtype']}{entry['shape']}"
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _checksum(array: np.ndarray) -> int:
+    about = f"{array.dtype}{array.shape}".encode()
+    return zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(about))
