@@ -1,0 +1,158 @@
+"""Generation: what a cell predicts is sampled and fed back as its next input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax import _checks
+from rnn_jax._types import Array, Cell, Key, Params, State
+
+
+def sample(
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    token: Any,
+    length: int,
+    key: Key,
+    *,
+    temperature: Any = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[State, Array]:
+    """Writes `length` tokens, each drawn from what the cell predicts after the one before.
+
+    token_{t+1} ~ softmax(filter(logits_t / temperature)), where state_t, logits_t come from
+    token_t and state_{t-1}
+
+    Args:
+      cell: any `Cell` that reads tokens and whose output is the logits [V].
+      params: the params of `cell`.
+      state: the state before `token` is read; None means ``cell.init_state(params)``.
+      token: [] int, the last token of the prompt.
+      length: the number of tokens to write, at least 0.
+      key: typed PRNG key.
+      temperature: [] float > 0, may be traced: below 1 bolder, above 1 more varied. Its limit at
+        0 is `greedy`.
+      top_k, top_p: as in `filter_logits`.
+
+    Returns:
+      ``(state, tokens)``: tokens [length] int32. Both go back in to continue:
+      ``sample(cell, params, state, tokens[-1], ...)``.
+
+    Raises:
+      ValueError: an option is out of range.
+
+    Example:
+      A cell that predicts the token after the one that it read:
+
+      >>> successor = Cell(
+      ...     init=lambda key: (),
+      ...     init_state=lambda params: (),
+      ...     project=lambda params, token: 20.0 * jax.nn.one_hot((token + 1) % 5, 5),
+      ...     step=lambda params, state, z: (state, z),
+      ... )
+      >>> state, tokens = sample(successor, (), None, 2, 6, jax.random.key(0))
+      >>> print(tokens)
+      [3 4 0 1 2 3]
+
+    References:
+      Fan, Lewis, Dauphin. Hierarchical neural story generation. 2018 (top-k).
+      Holtzman et al. The curious case of neural text degeneration. 2019 (top-p, "nucleus").
+    """
+    if isinstance(temperature, int | float) and not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature: got {temperature}, expected a number above 0; greedy is its limit at 0"
+        )
+
+    def draw(logits: Array, key: Key) -> Array:
+        scaled = logits / jnp.asarray(temperature, logits.dtype)
+        return jax.random.categorical(key, filter_logits(scaled, top_k=top_k, top_p=top_p))
+
+    keys = jax.random.split(key, _length(length))
+    return _write(cell, params, state, token, keys, draw)
+
+
+def greedy(
+    cell: Cell, params: Params, state: State | None, token: Any, length: int
+) -> tuple[State, Array]:
+    """Writes `length` tokens, each the most likely one after the one before.
+
+    Arguments and result are those of `sample`.
+
+    Example:
+      >>> repeat = Cell(
+      ...     init=lambda key: (),
+      ...     init_state=lambda params: (),
+      ...     project=lambda params, token: jax.nn.one_hot(token, 5),
+      ...     step=lambda params, state, z: (state, z),
+      ... )
+      >>> state, tokens = greedy(repeat, (), None, 2, 4)
+      >>> print(tokens)
+      [2 2 2 2]
+    """
+    steps = jnp.zeros(_length(length))
+    return _write(cell, params, state, token, steps, lambda logits, _: jnp.argmax(logits))
+
+
+def filter_logits(logits: Array, *, top_k: int | None = None, top_p: float | None = None) -> Array:
+    """Forbids the unlikely: logits outside the `top_k` most likely, then `top_p`, become -inf.
+
+    Args:
+      logits: [..., V] float.
+      top_k: keep exactly the k most likely (all, where k >= V); of equals, the first.
+      top_p: of these, keep the fewest most likely whose probabilities add up to at least p;
+        0 < p <= 1. The most likely is always kept.
+
+    Returns:
+      [..., V] float.
+
+    Raises:
+      ValueError: an option is out of range.
+
+    Example:
+      >>> logits = jnp.array([0.0, 3.0, 2.0, 1.0])  # probabilities 0.03, 0.64, 0.24, 0.09
+      >>> print(filter_logits(logits, top_k=2))
+      [-inf   3.   2. -inf]
+      >>> print(filter_logits(logits, top_p=0.9))
+      [-inf   3.   2.   1.]
+    """
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: got {top_p}, expected a probability with 0 < top_p <= 1")
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    if top_k is not None:
+        logits = jnp.where(rank < _checks.positive_int("top_k", top_k), logits, -jnp.inf)
+    if top_p is not None and top_p < 1:
+        ordered = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+        before = jnp.cumsum(ordered, axis=-1) - ordered
+        keep = jnp.take_along_axis(before < top_p, rank, axis=-1) | (rank == 0)
+        logits = jnp.where(keep, logits, -jnp.inf)
+    return logits
+
+
+def _length(length: int) -> int:
+    return length if length == 0 else _checks.positive_int("length", length)
+
+
+def _write(
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    token: Any,
+    inputs: Any,
+    choose: Callable[[Array, Any], Array],
+) -> tuple[State, Array]:
+    def step(carry: tuple[State, Array], x: Any) -> tuple[tuple[State, Array], Array]:
+        state, token = carry
+        state, logits = cell.step(params, state, cell.project(params, token))
+        # half precision is too coarse to add up probabilities
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        token = choose(logits, x).astype(jnp.int32)
+        return (state, token), token
+
+    state = cell.init_state(params) if state is None else state
+    (state, _), tokens = jax.lax.scan(step, (state, jnp.asarray(token, jnp.int32)), inputs)
+    return state, tokens

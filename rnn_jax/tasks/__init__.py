@@ -1,0 +1,1 @@
+"""Data: text as streams and padded batches."""
