@@ -1,5 +1,6 @@
 """Checkpoints: atomic, checked when they are read, the best and the last kept."""
 
+import json
 import math
 import os
 import re
@@ -15,7 +16,9 @@ import orbax.checkpoint as ocp
 
 from rnn_jax.train import TrainState
 
-_LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.deleted")  # of a save or a deletion that was killed
+# A checkpoint is a folder NUMBER-step-STEP with the arrays as orbax writes them, what they are
+# (about.json) and the checksum of every file (checksums.json).
+_SAVING, _DELETED = ".saving", ".deleted"  # suffixes of a folder while it comes and while it goes
 
 
 class Saved(NamedTuple):
@@ -31,9 +34,9 @@ class Checkpoints:
     """A folder that holds the last checkpoint and the best one.
 
     A save is atomic: killed at any moment, it leaves the earlier checkpoints as they were, and the
-    next opening removes what is half done. Arrays come back to the bit, or not at all: structure,
-    shapes, dtypes and a checksum of each array are compared. One process may write to a folder,
-    any number may read. Nothing is pickled.
+    next opening removes what is half done. Arrays come back to the bit, or not at all: the
+    checksum of every file, the structure, shapes and dtypes are compared. One process may write to
+    a folder, any number may read. Nothing is pickled.
 
     Args:
       folder: made if it is not there.
@@ -95,9 +98,13 @@ class Checkpoints:
         arrays, leaves = _pack(train_state)
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         number, step = (self.last.number if self.last else 0) + 1, int(train_state.step)
-        path = self.folder / f"{number:06d}-step-{step}"
+        saving = self.folder / f"{number:06d}-step-{step}{_SAVING}"
+        saving.mkdir()
+        self._orbax.save(saving / "arrays", args=ocp.args.PyTreeSave(arrays))
         about = {"number": number, "step": step, "loss": loss, "arrays": leaves}
-        self._orbax.save(path, args=ocp.args.PyTreeSave(arrays), custom_metadata=about)
+        (saving / "about.json").write_text(json.dumps(about))
+        (saving / "checksums.json").write_text(json.dumps(_sync(saving)))
+        path = saving.rename(saving.with_suffix(""))  # from here on it exists
         self._saved.append(Saved(number, step, loss, path))
         self._forget_all_but_best_and_last()
         return self._saved[-1]
@@ -118,17 +125,13 @@ class Checkpoints:
           ValueError: it has another structure, shape or dtype than `like`; or it is damaged.
         """
         saved = self._pick(which)
-        about = self._read_about(saved.path)["arrays"]
-        leaves = jax.tree_util.tree_leaves_with_path(like)
+        about = {entry["path"]: entry for entry in _read_about(saved.path)["arrays"]}
+        leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
         _check_alike(saved.path, about, leaves)
-        try:
-            arrays = self._orbax.restore(saved.path, args=ocp.args.PyTreeRestore())
-            leaves = [
-                _unpack(arrays, entry, leaf) for entry, (_, leaf) in zip(about, leaves, strict=True)
-            ]
-        except Exception as error:  # orbax, tensorstore and the checksum, each in its own way
-            raise self._damaged(saved.path, error) from error
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        _check_files(saved.path)
+        arrays = self._orbax.restore(saved.path / "arrays", args=ocp.args.PyTreeRestore())
+        restored = [_unpack(arrays, about[path], leaf) for path, leaf in leaves.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), restored)
 
     def _make_writable(self) -> None:
         try:
@@ -144,24 +147,22 @@ class Checkpoints:
             ) from error
 
     def _remove_leftovers(self) -> None:
-        for pattern in _LEFTOVERS:
-            for leftover in self.folder.glob(pattern):
+        for suffix in (_SAVING, _DELETED):
+            for leftover in self.folder.glob("*-step-*" + suffix):
                 shutil.rmtree(leftover)
 
     def _find(self) -> list[Saved]:
         found = []
         for path in self.folder.glob("*-step-*"):
             if re.fullmatch(r"\d+-step-\d+", path.name):
-                about = self._read_about(path)
+                try:
+                    about = _read_about(path)
+                except ValueError:
+                    if not path.exists():  # the process that writes here has just deleted it
+                        continue
+                    raise
                 found.append(Saved(about["number"], about["step"], about["loss"], path))
         return sorted(found)
-
-    def _read_about(self, path: Path) -> dict[str, Any]:
-        try:
-            about = self._orbax.metadata(path).custom_metadata
-            return {key: about[key] for key in ("number", "step", "loss", "arrays")}
-        except Exception as error:
-            raise self._damaged(path, error) from error
 
     def _forget_all_but_best_and_last(self) -> None:
         keep = (self.best, self.last)
@@ -184,24 +185,55 @@ class Checkpoints:
             )
         return saved
 
-    def _damaged(self, path: Path, error: Exception) -> ValueError:
-        others = [p.name for p in sorted(self.folder.glob("*-step-*")) if p != path]
-        instead = f"use the one that is left: {others}" if others else "start anew"
-        return ValueError(
-            f"{path}: this checkpoint is damaged and was not loaded "
-            f"({type(error).__name__}: {str(error)[:200]}). Move it out of the folder to {instead}."
-        )
+
+def _sync(folder: Path) -> dict[str, int]:
+    """Waits until every file is on the disk; returns the checksum of each by its relative path."""
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            sums[path.relative_to(folder).as_posix()] = zlib.crc32(file.read())
+    return sums
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((path / "about.json").read_text())
+        return {key: about[key] for key in ("number", "step", "loss", "arrays")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "about.json", error) from error
+
+
+def _check_files(path: Path) -> None:
+    try:
+        expected = json.loads((path / "checksums.json").read_text()).items()
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(path, "checksums.json", error) from error
+    for name, checksum in expected:
+        try:
+            got = zlib.crc32((path / name).read_bytes())
+        except OSError as error:
+            raise _damaged(path, name, error) from error
+        if got != checksum:
+            raise _damaged(path, name, f"checksum {got:08x}, expected {checksum:08x}")
+
+
+def _damaged(path: Path, file: str, problem: Any) -> ValueError:
+    return ValueError(
+        f"{path}: this checkpoint is damaged and was not loaded ({file}: {problem}). Move its "
+        "folder away to use the other checkpoint beside it, if there is one, or train anew."
+    )
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Arrays by number for orbax, and for each leaf what it was."""
+    """Arrays by number, as orbax takes them, and for each leaf what it was."""
     arrays, about = {}, []
     for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
-        array, entry = _to_numpy(leaf), _describe(path, leaf)
-        entry["name"] = str(number)
+        is_key = _is_key(leaf)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        entry = {"path": _name(path), "looks": _looks(leaf), "number": str(number)}
         entry["stored"] = [str(array.dtype), list(array.shape)]
-        entry["prng"] = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
-        entry["crc32"] = _checksum(array)
+        entry["prng"] = str(jax.random.key_impl(leaf)) if is_key else None
         about.append(entry)
         if array.size:  # orbax takes no empty array
             arrays[str(number)] = array
@@ -210,9 +242,7 @@ def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
 
 def _unpack(arrays: dict[str, np.ndarray], entry: dict[str, Any], like: Any) -> Any:
     dtype, shape = entry["stored"]
-    array = arrays[entry["name"]] if math.prod(shape) else np.zeros(shape, dtype)
-    if _checksum(array) != entry["crc32"]:
-        raise ValueError(f"checksum of {entry['path']} is not the one that was saved")
+    array = arrays[entry["number"]] if math.prod(shape) else np.zeros(shape, dtype)
     committed = getattr(like, "committed", True)
     place = getattr(like, "sharding", None) if committed else None
     if entry["prng"] is None:
@@ -221,35 +251,25 @@ def _unpack(arrays: dict[str, np.ndarray], entry: dict[str, Any], like: Any) -> 
     return key if place is None else jax.device_put(key, place)
 
 
-def _check_alike(path: Path, about: list[dict[str, Any]], leaves: list[Any]) -> None:
-    got = {entry["path"]: entry for entry in about}
-    expected = {entry["path"]: entry for entry in (_describe(p, leaf) for p, leaf in leaves)}
-    for where in [*expected, *got]:
-        a, b = (_say(tree.get(where)) for tree in (got, expected))
-        if a != b:
+def _check_alike(path: Path, about: dict[str, Any], leaves: dict[str, Any]) -> None:
+    for where in [*leaves, *about]:
+        got = about[where]["looks"] if where in about else "nothing"
+        expected = _looks(leaves[where]) if where in leaves else "nothing"
+        if got != expected:
             raise ValueError(
-                f"{where}: got {a} in the checkpoint {path}, expected {b}. It belongs to another "
-                "model or optimizer: build the one that it was saved with, or start a new run."
+                f"{where}: got {got} in the checkpoint {path}, expected {expected}. It belongs to "
+                "another model or optimizer: build the one that it was saved with, or start a new "
+                "run."
             )
 
 
-def _describe(path: Any, leaf: Any) -> dict[str, Any]:
-    where = "train_state" + jax.tree_util.keystr(path)
-    return {"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+def _name(path: Any) -> str:
+    return "train_state" + jax.tree_util.keystr(path)
 
 
-def _say(entry: dict[str, Any] | None) -> str:
-    return "nothing" if entry is None else f"{entry['dtype']}{entry['shape']}"
+def _looks(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _checksum(array: np.ndarray) -> int:
-    about = f"{array.dtype}{array.shape}".encode()
-    return zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(about))

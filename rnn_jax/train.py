@@ -45,7 +45,7 @@ class Diverged(RuntimeError):
 
     Attributes:
       step: the first update of that row.
-      train_state: the state when training stopped; nothing in it is from a skipped update.
+      train_state: the state when training stopped, without anything from the skipped updates.
     """
 
     def __init__(self, message: str, step: int, train_state: TrainState) -> None:
@@ -56,7 +56,12 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """``run(train_state, data, steps=None) -> (train_state, metrics)``, made by `make_train`."""
+    """A compiled run of updates: ``train_state, metrics = run(train_state, data)``.
+
+    Attributes:
+      steps_per_call: updates in a call, unless the call asks for fewer.
+      compiled: the jitted function, ``(train_state, data, steps) -> (train_state, metrics)``.
+    """
 
     steps_per_call: int
     compiled: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]] = field(repr=False)
@@ -64,6 +69,10 @@ class Run:
     def __call__(
         self, train_state: TrainState, data: Any, steps: int | None = None
     ) -> tuple[TrainState, Metrics]:
+        """Tries `steps` updates, 1 to `steps_per_call` (the default), without compiling anew.
+
+        `train_state` is donated: its arrays are gone, use those of the one that comes back.
+        """
         steps = self.steps_per_call if steps is None else steps
         if not 0 < steps <= self.steps_per_call:
             raise ValueError(
@@ -72,19 +81,30 @@ class Run:
             )
         train_state, metrics = self.compiled(train_state, data, np.int32(steps))
         if steps < self.steps_per_call:
-            metrics = Metrics(*(m[:steps] for m in metrics))
+            metrics = Metrics(*(rows[:steps] for rows in metrics))
         return train_state, metrics
 
 
 def init(
     params: Params, carry: State, optimizer: optax.GradientTransformation, key: Key
 ) -> TrainState:
-    """The state before the first update; a copy, so that donating it leaves `params` alone."""
+    """The state before the first update.
+
+    Args:
+      params: what is trained, a pytree of floating-point arrays.
+      carry: the recurrent state before the first window, for the whole batch; None if there is
+        nothing to carry.
+      optimizer: any optax transformation.
+      key: PRNG key, the source of all randomness in the updates.
+
+    Returns:
+      A `TrainState` of copies: a run donates it and leaves `params`, `carry` and `key` alone.
+      ``jax.eval_shape(train.init, ...)`` gives its shapes at no cost, to restore a checkpoint.
+    """
     zero = jnp.zeros((), jnp.int32)
     with _optax_promotion():
         opt_state = optimizer.init(params)
-    state = TrainState(zero, params, opt_state, carry, key, zero, zero)
-    return jax.tree.map(_own, state)
+    return jax.tree.map(_own, TrainState(zero, params, opt_state, carry, key, zero, zero))
 
 
 def make_train(
@@ -94,15 +114,56 @@ def make_train(
     *,
     steps_per_call: int = 1,
 ) -> Run:
-    """Compiles ``run(train_state, data) -> (train_state, metrics)``."""
+    """Compiles `steps_per_call` updates into one dispatch.
+
+    The update at step s is a function of the train state and the data alone: its batch is
+    ``batch_at(data, s)``, its key is ``fold_in(key, s)``. How the steps are cut into calls changes
+    no bit of the result. No gradient flows through the carry: this is truncated BPTT.
+
+    An update is skipped if the loss, the norm of the gradient, or anything in the new params or the
+    new carry that was finite is not finite any more: params, optimizer and carry stay as they were,
+    it is counted, and the step number goes on to the next batch.
+
+    Args:
+      loss: ``(params, carry, batch, key) -> (mean loss, new carry)``; a scalar, and a pytree like
+        `carry`.
+      batch_at: ``(data, step) -> batch``, pure, traced inside jit.
+      optimizer: the one that `init` was given. Those that want the loss or the function itself
+        (plateau schedules, line searches) get ``value``, ``grad`` and ``value_fn``.
+      steps_per_call: many save the overhead of dispatch, few answer a signal sooner.
+
+    Returns:
+      A `Run`: ``run(train_state, data) -> (train_state, metrics)``, with metrics for each update.
+
+    Raises:
+      ValueError, TypeError: at the first call, if the new carry is not like the old one.
+
+    Example:
+      A line through two points:
+
+      >>> def loss(params, carry, batch, key):
+      ...     x, y = batch
+      ...     return (params["w"] * x + params["b"] - y) ** 2, carry
+      >>> def batch_at(data, step):
+      ...     return jax.tree.map(lambda column: column[step % 2], data)
+      >>> optimizer = optax.sgd(0.3)
+      >>> run = make_train(loss, batch_at, optimizer, steps_per_call=50)
+      >>> params = {"w": jnp.array(0.0), "b": jnp.array(0.0)}
+      >>> state = init(params, None, optimizer, jax.random.key(0))
+      >>> data = (jnp.array([0.0, 1.0]), jnp.array([1.0, 3.0]))  # y = 2 x + 1
+      >>> state, metrics = run(state, data)
+      >>> print([f"{x:.2f}" for x in metrics.loss[:3]], f"{state.params['w']:.2f}")
+      ['1.00', '5.76', '1.08'] 2.00
+    """
     steps_per_call = _checks.positive_int("steps_per_call", steps_per_call)
+    grad = jax.value_and_grad(loss, has_aux=True)
     transform = optax.with_extra_args_support(optimizer)
 
     def update(old: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(old.key, old.step)
         batch = batch_at(data, old.step)
-        grad = jax.value_and_grad(loss, has_aux=True)
         (value, carry), grads = grad(old.params, old.carry, batch, key)
+        carry = jax.tree.map(jnp.asarray, carry)
         _checks.same_shapes("carry", carry, old.carry, _CARRY_HINT, dtypes=True)
         with _optax_promotion():
             updates, opt_state = transform.update(
@@ -116,37 +177,28 @@ def make_train(
             params = optax.apply_updates(old.params, updates)
         norm = _global_norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
-        for new, before in ((params, old.params), (carry, old.carry)):
-            good &= _stays_finite(new, before)
-        bad = (~good).astype(jnp.int32)
+        good &= _stays_finite((params, carry), (old.params, old.carry))
         params, opt_state, carry = jax.tree.map(
             lambda new, before: jnp.where(good, new, before),
             (params, opt_state, carry),
             (old.params, old.opt_state, old.carry),
         )
-        new_state = TrainState(
-            step=old.step + 1,
-            params=params,
-            opt_state=opt_state,
-            carry=carry,
-            key=old.key,
-            skipped=old.skipped + bad,
-            skipped_in_row=(old.skipped_in_row + 1) * bad,
+        bad = (~good).astype(jnp.int32)
+        in_row = (old.skipped_in_row + 1) * bad
+        state = TrainState(
+            old.step + 1, params, opt_state, carry, old.key, old.skipped + bad, in_row
         )
-        return new_state, Metrics(value.astype(jnp.float32), norm.astype(jnp.float32), ~good)
+        return state, Metrics(value.astype(jnp.float32), norm.astype(jnp.float32), ~good)
 
-    # A loop with a count known only at run time: one executable for chunks of any length, so that
-    # the numbers cannot depend on how the steps were chunked.
+    # The number of steps is known only at run time, so XLA cannot unroll the loop or treat a short
+    # one in another way: one executable, and the same bits, for chunks of any length.
     def run(state: TrainState, data: Any, steps: Array) -> tuple[TrainState, Metrics]:
-        n = steps_per_call
-        empty = Metrics(jnp.zeros(n), jnp.zeros(n), jnp.zeros(n, bool))
-        empty = Metrics(*(m.astype(d) for m, d in zip(empty, ("f4", "f4", "?"), strict=True)))
-
         def body(i: Array, loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, rows = loop
-            state, row = update(state, data)
-            return state, jax.tree.map(lambda a, x: a.at[i].set(x), rows, row)
+            state, row = update(loop[0], data)
+            return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), loop[1], row)
 
+        dtypes = Metrics(jnp.float32, jnp.float32, jnp.bool_)
+        empty = jax.tree.map(lambda dtype: jnp.zeros(steps_per_call, dtype), dtypes)
         return jax.lax.fori_loop(0, steps, body, (state, empty))
 
     return Run(steps_per_call, jax.jit(run, donate_argnums=0))
@@ -165,50 +217,67 @@ def fit(
     max_skipped_in_row: int = 20,
     in_flight: int = 2,
 ) -> TrainState:
-    """Trains until ``train_state.step == steps``, and returns the state after a whole step.
+    """Trains until step number `steps`; the state that comes back is that after a whole step.
 
     Args:
       run: from `make_train`.
       train_state: from `init` or a checkpoint. It is donated: use the one that comes back.
       data: what `batch_at` reads.
       steps: the step number to reach, counted from the first update ever: the same call resumes.
-      every: pairs ``(k, hook)``; ``hook(train_state)`` is called after each step that is a
-        multiple of k. It may read the state (evaluate, save, sample) but not keep it.
-      on_metrics: ``on_metrics(step, metrics)`` for each chunk, in order: `step` updates had been
-        tried before it, the metrics are NumPy arrays with a row for each of its updates.
+      every: pairs ``(k, hook)``: ``hook(train_state)`` is called after each step that is a
+        multiple of k. It may read the state (evaluate, save, sample), not keep it: the next chunk
+        takes its arrays.
+      on_metrics: called as ``on_metrics(step, metrics)`` for each chunk, in order and before the
+        hooks of its last step: `metrics` are NumPy arrays, the first row is of update `step`.
       stop: asked before each chunk; true ends the training (see `stop_on_signals`).
       deadline: a `time.monotonic()` after which no further chunk starts.
       max_skipped_in_row: so many skipped updates in a row raise `Diverged`.
       in_flight: chunks that may be under way on the device while the host goes on.
-    """
-    step = int(train_state.step)
-    pending: deque[tuple[int, Metrics]] = deque()
-    in_row = int(train_state.skipped_in_row)
 
-    def report(keep: int) -> None:
+    Returns:
+      The train state; its `step` is less than `steps` if `stop` or `deadline` ended the training.
+
+    Raises:
+      Diverged: too many updates in a row were skipped.
+
+    Example:
+      Save at every 100th step and at the end, which Ctrl-C may bring about earlier::
+
+          with stop_on_signals() as stop:
+              state = fit(run, state, data, steps=1000, every=[(100, checkpoints.save)], stop=stop)
+          checkpoints.save(state)
+    """
+    for k, _ in every:
+        _checks.positive_int("every", k)
+    limit = _checks.positive_int("max_skipped_in_row", max_skipped_in_row)
+    in_flight = _checks.positive_int("in_flight", in_flight)
+    step, in_row = int(train_state.step), int(train_state.skipped_in_row)
+    pending: deque[tuple[int, Metrics]] = deque()
+
+    def report(leave: int) -> None:
         nonlocal in_row
-        while len(pending) > keep:
+        while len(pending) > leave:
             first, metrics = pending.popleft()
             metrics = jax.device_get(metrics)
             if on_metrics is not None:
                 on_metrics(first, metrics)
             for i, skipped in enumerate(metrics.skipped):
                 in_row = in_row + 1 if skipped else 0
-                if in_row >= max_skipped_in_row:
-                    raise _diverged(first + i, in_row, train_state)
+                if in_row >= limit:
+                    raise _diverged(first + i, in_row, metrics, i, train_state)
 
     while step < steps:
         if (stop is not None and stop()) or (deadline is not None and monotonic() >= deadline):
             break
-        n = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
-        train_state, metrics = run(train_state, data, n)
+        chunk = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
+        train_state, metrics = run(train_state, data, chunk)
         pending.append((step, metrics))
-        step += n
-        due = [hook for k, hook in every if step % k == 0]
-        report(keep=0 if due else in_flight - 1)
-        for hook in due:
+        step += chunk
+        hooks = [hook for k, hook in every if step % k == 0]
+        report(leave=0 if hooks else in_flight - 1)
+        for hook in hooks:
             hook(train_state)
-    report(keep=0)
+    report(leave=0)
     return train_state
 
 
@@ -224,7 +293,13 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop, at the next whole step; a second Ctrl-C interrupts at once.
+    """Makes SIGINT and SIGTERM ask for an end at the next whole step, inside the ``with``.
+
+    A second Ctrl-C interrupts at once, with the usual `KeyboardInterrupt`. The handlers that were
+    there before come back at the end. For the main thread, which is where Python handles signals.
+
+    Yields:
+      A `Stop`, for the argument `stop` of `fit`.
 
     Example:
       >>> with stop_on_signals() as stop:
@@ -247,7 +322,7 @@ def stop_on_signals() -> Iterator[Stop]:
         yield stop
     finally:
         for number, old in zip(signals, before, strict=True):
-            signal.signal(number, old)
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 _CARRY_HINT = (
@@ -287,14 +362,16 @@ def _stays_finite(new: Any, old: Any) -> Array:
     return good
 
 
-def _diverged(step: int, in_row: int, train_state: TrainState) -> Diverged:
+def _diverged(
+    step: int, in_row: int, metrics: Metrics, row: int, train_state: TrainState
+) -> Diverged:
     first = step - in_row + 1
     return Diverged(
-        f"step {first}: from here on the loss or the gradient was not finite in {in_row} updates "
-        f"in a row. They were skipped: the parameters are those after step {first - 1}. Try a "
-        "lower learning rate, a warm-up, or clipping of the gradient's norm "
-        "(optax.clip_by_global_norm), look at the batch of that step, or go on from the last "
-        "checkpoint.",
+        f"step {first}: from this one on, {in_row} updates in a row were skipped because the loss "
+        f"or the gradient was not finite (at step {step}: loss {metrics.loss[row]}, gradient norm "
+        f"{metrics.grad_norm[row]}). The parameters are those from before step {first}. Try a "
+        "lower learning rate, a warm-up, or optax.clip_by_global_norm before the optimizer; look "
+        f"at the data of step {first}; or go on from an earlier checkpoint.",
         first,
         train_state,
     )
