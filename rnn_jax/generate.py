@@ -148,8 +148,8 @@ def _write(
     def step(carry: tuple[State, Array], x: Any) -> tuple[tuple[State, Array], Array]:
         state, token = carry
         state, logits = cell.step(params, state, cell.project(params, token))
-        # half precision is too coarse to add up probabilities
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if jnp.finfo(logits.dtype).bits < 32:  # too coarse to add up probabilities
+            logits = logits.astype(jnp.float32)
         token = choose(logits, x).astype(jnp.int32)
         return (state, token), token
 
