@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnn_jax import _checks
 from rnn_jax._types import Array, Initializer, Key
 
 zeros: Initializer = jax.nn.initializers.zeros
@@ -54,8 +55,7 @@ def orthogonal(scale: float = 1.0) -> Initializer:
     draw = jax.nn.initializers.orthogonal(scale)
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        wide = jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
-        return draw(key, shape, wide).astype(dtype)
+        return draw(key, shape, _wide(dtype)).astype(dtype)
 
     return init
 
@@ -105,7 +105,8 @@ def chrono(max_lag: int) -> Initializer:
     """The bias of an LSTM, shape [4H], for dependencies of up to `max_lag` steps.
 
     b_f ~ log U(1, max_lag - 1), b_i = -b_f, and zero for g and o: the cell forgets with
-    characteristic times spread between 1 and `max_lag` steps.
+    characteristic times spread between 1 and `max_lag` steps. Drawn in float32 or wider: bfloat16
+    has 128 different lags only.
 
     Args:
       max_lag: the longest expected dependency in time steps, at least 3.
@@ -121,12 +122,12 @@ def chrono(max_lag: int) -> Initializer:
     References:
       Tallec, Ollivier. Can recurrent neural networks warp time? 2018.
     """
-    if max_lag < 3:
+    if _checks.positive_int("max_lag", max_lag) < 3:
         raise ValueError(f"max_lag: got {max_lag}, expected at least 3 time steps")
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        lags = jax.random.uniform(key, (_gate_size(shape),), dtype, 1.0, max_lag - 1.0)
-        f = jnp.log(lags)
+        lags = jax.random.uniform(key, (_gate_size(shape),), _wide(dtype), 1.0, max_lag - 1.0)
+        f = jnp.log(lags).astype(dtype)
         return jnp.concatenate([-f, f, jnp.zeros_like(f), jnp.zeros_like(f)])
 
     return init
@@ -144,12 +145,18 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
         *rows, columns = shape
+        if columns % gates:
+            raise ValueError(f"shape: got {shape}, expected a multiple of {gates} columns")
         block = (*rows, columns // gates)
         return jnp.concatenate(
             [initializer(k, block, dtype) for k in jax.random.split(key, gates)], axis=-1
         )
 
     return init
+
+
+def _wide(dtype: Any) -> Any:
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def _gate_size(shape: tuple[int, ...]) -> int:
