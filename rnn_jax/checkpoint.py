@@ -231,7 +231,7 @@ def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
         is_key = _is_key(leaf)
         array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        entry = {"path": _name(path), "looks": _looks(leaf), "number": str(number)}
+        entry: dict[str, Any] = {"path": _name(path), "looks": _looks(leaf), "number": str(number)}
         entry["stored"] = [str(array.dtype), list(array.shape)]
         entry["prng"] = str(jax.random.key_impl(leaf)) if is_key else None
         about.append(entry)

@@ -175,7 +175,7 @@ def make_train(
                 value_fn=lambda params: loss(params, old.carry, batch, key)[0],
             )
             params = optax.apply_updates(old.params, updates)
-        norm = _global_norm(grads)
+            norm = _global_norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         good &= _stays_finite((params, carry), (old.params, old.carry))
         params, opt_state, carry = jax.tree.map(
