@@ -360,13 +360,13 @@ def test_dtypes_and_shapes(name: str, dtype: Any) -> None:
     case = CASES[name]
     w, state, xs = draw(case, T=1, D=3, H=HIDDEN, seed=0)
     cell = case.make(3, HIDDEN, dtype=dtype)
-    params = cell.init(key())
-    initial = cell.init_state(params)
-    new, y = cell.step(params, initial, cell.project(params, jnp.asarray(xs[0], dtype)))
-    for got, expected in [(params, case.params(w)), (initial, state), (new, state)]:
-        assert jax.tree.map(jnp.shape, got) == jax.tree.map(np.shape, expected)
+    given, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (case.params(w), xs[0]))
+    initial = cell.init_state(given)
+    drawn = jax.eval_shape(cell.init, key())
+    new, y = jax.eval_shape(lambda p, s, x: cell.step(p, s, cell.project(p, x)), given, initial, x)
+    for got, expected in [(drawn, given), (initial, state), (new, state), (y, np.zeros(HIDDEN))]:
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
         assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
-    assert (y.shape, y.dtype) == ((HIDDEN,), dtype)
     assert not any(leaf.any() for leaf in jax.tree.leaves(initial))
 
 
