@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +92,9 @@ class Checkpoints:
 
         Returns:
           The `Saved` checkpoint, which is on disk by then.
+
+        Raises:
+          OSError: it could not be written, say because the disk is full.
         """
         if self._read_only:
             raise ValueError(f"{self.folder}: was opened with read_only=True, so nothing is saved")
@@ -99,12 +103,19 @@ class Checkpoints:
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         number, step = (self.last.number if self.last else 0) + 1, int(train_state.step)
         saving = self.folder / f"{number:06d}-step-{step}{_SAVING}"
-        saving.mkdir()
-        self._orbax.save(saving / "arrays", args=ocp.args.PyTreeSave(arrays))
-        about = {"number": number, "step": step, "loss": loss, "arrays": leaves}
-        (saving / "about.json").write_text(json.dumps(about))
-        (saving / "checksums.json").write_text(json.dumps(_sync(saving)))
-        path = saving.rename(saving.with_suffix(""))  # from here on it exists
+        try:
+            saving.mkdir()
+            self._orbax.save(saving / "arrays", args=ocp.args.PyTreeSave(arrays))
+            about = {"number": number, "step": step, "loss": loss, "arrays": leaves}
+            (saving / "about.json").write_text(json.dumps(about))
+            (saving / "checksums.json").write_text(json.dumps(_sync(saving)))
+            path = saving.rename(saving.with_suffix(""))  # from here on it exists
+        except Exception as error:  # orbax and tensorstore raise in their own ways
+            why = str(error).split(" [tensorstore_spec")[0]
+            raise OSError(
+                f"{self.folder}: step {step} could not be saved ({why}). The earlier "
+                "checkpoints are as they were; make room on the disk, or choose another folder."
+            ) from error
         self._saved.append(Saved(number, step, loss, path))
         self._forget_all_but_best_and_last()
         return self._saved[-1]
@@ -149,7 +160,7 @@ class Checkpoints:
     def _remove_leftovers(self) -> None:
         for suffix in (_SAVING, _DELETED):
             for leftover in self.folder.glob("*-step-*" + suffix):
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _find(self) -> list[Saved]:
         found = []
@@ -197,30 +208,26 @@ def _sync(folder: Path) -> dict[str, int]:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads((path / "about.json").read_text())
-        return {key: about[key] for key in ("number", "step", "loss", "arrays")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, "about.json", error) from error
+    _check_files(path, ["about.json"])
+    return json.loads((path / "about.json").read_text())
 
 
-def _check_files(path: Path) -> None:
+def _check_files(path: Path, names: Iterable[str] | None = None) -> None:
+    """Raises if one of the files, by default any, is not what was saved."""
+    name = "checksums.json"
     try:
-        expected = json.loads((path / "checksums.json").read_text()).items()
-    except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(path, "checksums.json", error) from error
-    for name, checksum in expected:
-        try:
+        expected = json.loads((path / name).read_text())
+        for name in expected if names is None else names:
             got = zlib.crc32((path / name).read_bytes())
-        except OSError as error:
-            raise _damaged(path, name, error) from error
-        if got != checksum:
-            raise _damaged(path, name, f"checksum {got:08x}, expected {checksum:08x}")
+            if got != expected[name]:
+                raise ValueError(f"its checksum is {got:08x}, expected {expected[name]:08x}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, name, error) from error
 
 
-def _damaged(path: Path, file: str, problem: Any) -> ValueError:
+def _damaged(path: Path, name: str, problem: Any) -> ValueError:
     return ValueError(
-        f"{path}: this checkpoint is damaged and was not loaded ({file}: {problem}). Move its "
+        f"{path}: this checkpoint is damaged and was not loaded ({name}: {problem}). Move its "
         "folder away to use the other checkpoint beside it, if there is one, or train anew."
     )
 
