@@ -1,0 +1,134 @@
+"""Stochastic combinators: what they drop, how often, and that nothing repeats."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import key, random_params
+
+import rnn_jax as rnn
+
+T, D, H = 50, 3, 40
+CELL = rnn.lstm(D, H)
+
+
+@pytest.fixture
+def params() -> Any:
+    return random_params(CELL)
+
+
+@pytest.fixture
+def xs() -> jax.Array:
+    return jax.random.normal(key(1), (T, D))
+
+
+def test_dropout_drops_or_scales(params: Any, xs: jax.Array) -> None:
+    plain = rnn.unroll(CELL, params, None, xs)[1]
+    state, ys = rnn.unroll(rnn.dropout(CELL, 0.3, key(2)), params, None, xs)
+    dropped = ys == 0
+    np.testing.assert_allclose(ys[~dropped], (plain / 0.7)[~dropped], rtol=1e-5)
+    error = 4 * (0.3 * 0.7 / dropped.size) ** 0.5  # four standard errors
+    assert abs(float(dropped.mean()) - 0.3) < error
+    repeats = (dropped[1:] == dropped[:-1]).mean()
+    assert abs(float(repeats) - (0.3**2 + 0.7**2)) < 4 * 0.5 / dropped.size**0.5
+    np.testing.assert_allclose(state.state.h, plain[-1], rtol=1e-5)
+
+
+def test_variational_dropout_keeps_one_mask_for_the_sequence(params: Any, xs: jax.Array) -> None:
+    noisy = rnn.dropout(CELL, 0.3, key(2), variational=True)
+    state, first = rnn.unroll(noisy, params, None, xs[:20])
+    _, second = rnn.unroll(noisy, params, state, xs[20:])
+    dropped = np.concatenate([first, second]) == 0
+    assert bool((dropped == dropped[0]).all())
+    assert 0 < int(dropped[0].sum()) < H
+
+
+def test_each_sequence_of_a_batch_has_its_own_noise(params: Any, xs: jax.Array) -> None:
+    @jax.vmap
+    def run(key: jax.Array) -> jax.Array:
+        return rnn.unroll(rnn.dropout(CELL, 0.5, key), params, None, xs[:3])[1]
+
+    one, two = run(jax.random.split(key(2)))
+    assert bool(((one == 0) != (two == 0)).any())
+
+
+def test_dropout_is_the_plain_cell_on_average() -> None:
+    """The mean over keys, within five standard errors that its own spread gives."""
+    cell = rnn.elman(2, 3)
+    params = random_params(cell)
+    xs = jax.random.normal(key(3), (2, 2))
+
+    @jax.vmap
+    def run(key: jax.Array) -> jax.Array:
+        return rnn.unroll(rnn.dropout(cell, 0.25, key), params, None, xs)[1]
+
+    draws = run(jax.random.split(key(4), 4000))
+    plain = rnn.unroll(cell, params, None, xs)[1]
+    error = 5 * draws.std(axis=0) / 4000**0.5
+    assert bool((jnp.abs(draws.mean(axis=0) - plain) < error).all())
+    assert float(error.max()) < 0.1
+
+
+def test_zoneout_keeps_units(params: Any, xs: jax.Array) -> None:
+    """One step from a known state: each unit is the old one or the new one, h and c apart."""
+    start = rnn.LSTMState(h=jnp.full(H, 2.0), c=jnp.full(H, 3.0))
+    new = CELL.step(params, start, CELL.project(params, xs[0]))[0]
+    rate = rnn.LSTMState(h=0.2, c=0.7)
+    noisy = rnn.zoneout(CELL, rate, key(2))
+
+    @jax.vmap
+    def step(key: jax.Array) -> Any:
+        return noisy.step(params, rnn.NoisyState(start, key), noisy.project(params, xs[0]))
+
+    state, ys = step(jax.random.split(key(5), 500))
+    for leaf, old, fresh, share in zip(state.state, start, new, rate, strict=True):
+        kept = np.asarray(leaf) == np.asarray(old)
+        np.testing.assert_allclose(leaf, np.where(kept, old, fresh), rtol=1e-6)
+        assert abs(float(kept.mean()) - share) < 4 * (share * (1 - share) / kept.size) ** 0.5
+    np.testing.assert_array_equal(ys, state.state.h)
+    agreement = float(((state.state.h == 2.0) == (state.state.c == 3.0)).mean())
+    assert abs(agreement - (0.2 * 0.7 + 0.8 * 0.3)) < 0.03
+
+
+def test_zoneout_mean_is_the_expectation(params: Any, xs: jax.Array) -> None:
+    start = rnn.LSTMState(h=jnp.full(H, 2.0), c=jnp.full(H, 3.0))
+    new = CELL.step(params, start, CELL.project(params, xs[0]))[0]
+    mean = rnn.zoneout_mean(CELL, rnn.LSTMState(h=0.2, c=0.7))
+    state, y = mean.step(params, start, mean.project(params, xs[0]))
+    np.testing.assert_allclose(state.h, 0.2 * 2.0 + 0.8 * new.h, rtol=1e-6)
+    np.testing.assert_allclose(state.c, 0.7 * 3.0 + 0.3 * new.c, rtol=1e-6)
+    np.testing.assert_array_equal(y, state.h)
+
+
+def test_evaluation_uses_the_plain_cell_with_the_same_params(xs: jax.Array) -> None:
+    noisy = rnn.stack([rnn.dropout(CELL, 0.5, key(1)), rnn.zoneout(rnn.gru(H, 2), 0.1, key(2))])
+    plain = rnn.stack([CELL, rnn.gru(H, 2)])
+    same = jax.tree.map(jnp.array_equal, noisy.init(key(3)), plain.init(key(3)))
+    assert all(jax.tree.leaves(same))
+
+
+def test_rate_zero_is_the_plain_cell(params: Any, xs: jax.Array) -> None:
+    plain = rnn.unroll(CELL, params, None, xs)[1]
+    for noisy in (rnn.dropout(CELL, 0.0, key(1)), rnn.zoneout(CELL, 0.0, key(1))):
+        np.testing.assert_array_equal(rnn.unroll(noisy, params, None, xs)[1], plain)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_nonsense_rates(rate: float) -> None:
+    for make in (rnn.dropout, rnn.zoneout):
+        with pytest.raises(ValueError, match="rate: got"):
+            make(CELL, rate, key(0))
+
+
+def test_old_style_and_batched_keys_are_refused() -> None:
+    for wrong in (jnp.zeros(2, jnp.uint32), 0, jax.random.split(key(0))):
+        with pytest.raises(TypeError, match="key: got"):
+            rnn.dropout(CELL, 0.1, wrong)
+
+
+def test_zoneout_wants_an_output_that_is_state(params: Any, xs: jax.Array) -> None:
+    wrong = rnn.zoneout(rnn.dropout(CELL, 0.1, key(0)), 0.1, key(1))
+    with pytest.raises(ValueError, match="Apply zoneout first"):
+        rnn.unroll(wrong, params, None, xs)
