@@ -1,6 +1,55 @@
-"""Recurrent neural networks in JAX: pure cells, one unroll, every transform."""
+"""Recurrent neural networks in JAX: pure cells, one unroll, every transform.
 
-from rnn_jax import initializers, losses
+Conventions, the same everywhere:
+
+- Axes: T time, B batch, D input, H hidden, O output. One sequence is [T, D] in and [T, H] out; there
+  is no batch axis and no flag for one, `jax.vmap` adds it.
+- State first: ``state, y = cell.step(...)``, ``state, ys = unroll(...)``, as in `jax.lax.scan`.
+- Row vectors: ``x @ w_x`` with w_x: [D, H]. Gates stand side by side: i, f, g, o in an LSTM with the
+  state (h, c); r, z, n in a GRU with h' = z * h + (1 - z) * n.
+- Noise lives in the state, and evaluation uses the plain cell with the same params.
+
+The four shapes of sequence problems:
+
+>>> import jax, jax.numpy as jnp
+>>> import rnn_jax
+>>> cell = rnn_jax.readout(rnn_jax.gru(2, 16), 2)
+>>> params = cell.init(jax.random.key(0))
+>>> xs = jax.random.normal(jax.random.key(1), (7, 2))
+
+Many to one (sentiment): the last output counts.
+
+>>> state, ys = rnn_jax.unroll(cell, params, None, xs)
+>>> print(ys[-1].shape)
+(2,)
+
+Many to many in step (tagging): every output counts.
+
+>>> print(ys.shape)
+(7, 2)
+
+One to many (captioning): one input, then each output is the next input.
+
+>>> def again(carry, _):
+...     state, x = carry
+...     state, y = cell.step(params, state, cell.project(params, x))
+...     return (state, y), y
+>>> start = (cell.init_state(params), xs[0])
+>>> _, caption = jax.lax.scan(again, start, length=5)
+>>> print(caption.shape)
+(5, 2)
+
+Many to many out of step (translation): the state of the encoder starts the decoder.
+
+>>> decoder = rnn_jax.readout(rnn_jax.gru(3, 16), 4)
+>>> decoder_params = decoder.init(jax.random.key(2))
+>>> shifted_targets = jnp.zeros((5, 3))
+>>> _, translation = rnn_jax.unroll(decoder, decoder_params, state, shifted_targets)
+>>> print(translation.shape)
+(5, 4)
+"""
+
+from rnn_jax import generate, initializers, losses
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
@@ -26,6 +75,7 @@ __all__ = [
     "bidirectional",
     "dropout",
     "embed",
+    "generate",
     "initializers",
     "length_mask",
     "losses",
