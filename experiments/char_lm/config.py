@@ -48,6 +48,9 @@ class Config:
     """Characters in a window, at whose border the gradient stops."""
     batch: int = 32
     """Number of streams that are read at once."""
+    restart: float = 0.0
+    """Probability that a stream forgets its past at the border of a window, so that the network
+    learns to begin; 0 carries the state for ever."""
     learning_rate: float = 3e-3
     """Highest learning rate of Adam."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -77,15 +80,15 @@ class Config:
     """Steps between checkpoints (one is also made at each evaluation)."""
 
 
-DEFAULT_STEPS = 4000
+DEFAULT_STEPS, QUICK_STEPS = 4000, 300
 QUICK = Config(
     quick=True,
     hidden_size=16,
     window=10,
     batch=4,
+    restart=0.2,
     learning_rate=0.02,
     warmup=10,
-    steps=300,
     evaluations=6,
     samples=3,
     save_every=100,
@@ -116,7 +119,8 @@ def check(config: Config) -> None:
     for name in ("learning_rate", "clip"):
         value = getattr(config, name)
         _require(config, name, 0 < value < math.inf, "a number above 0")
-    _require(config, "dropout", 0 <= config.dropout < 1, "a rate with 0 <= rate < 1")
+    for name in ("dropout", "restart"):
+        _require(config, name, 0 <= getattr(config, name) < 1, "a rate with 0 <= rate < 1")
     _require(config, "seed", config.seed < 2**32, "an integer below 2^32")
     given = [name for name in _LENGTHS if getattr(config, name) is not None]
     for name in given:

@@ -83,14 +83,19 @@ def read_metrics(folder: Path, until: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _make(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
+def check_new(path: Path | None) -> None:
+    """Refuses a folder that exists, before anything is computed."""
+    if path is not None and path.exists():
         raise BadInput(
             f"--run: {path} exists, and no run is overwritten. Choose another folder, or go on "
             f"with it: --resume {path}"
-        ) from None
+        )
+
+
+def _make(path: Path) -> Path:
+    check_new(path)
+    try:
+        path.mkdir(parents=True)
     except OSError as error:
         raise BadInput(f"--run: {path} cannot be made ({error.strerror})") from error
     return path

@@ -70,7 +70,10 @@ def make_train(config: Config, V: int, steps: int, steps_per_call: int = 10) -> 
 
     def loss(params: Any, carry: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         inputs, targets = batch  # [W, B] each
-        carry, logits = _unroll(cell, compute(config, params), carry, inputs)
+        params = compute(config, params)
+        restart = jax.random.bernoulli(key, config.restart, (config.batch,))
+        first = jnp.zeros(inputs.shape, bool).at[0].set(restart)
+        carry, logits = _unroll(cell, params, carry, inputs, first if config.restart else None)
         return losses.cross_entropy(_wide(logits), targets), carry
 
     def batch_at(tokens: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,13 +124,15 @@ def _tabulated(cell: rnn_jax.Cell, V: int) -> rnn_jax.Cell:
     return cell._replace(project=project)
 
 
-def _unroll(cell: rnn_jax.Cell, params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, Any]:
+def _unroll(
+    cell: rnn_jax.Cell, params: Any, carry: Any, tokens: jax.Array, reset: jax.Array | None = None
+) -> tuple[Any, jax.Array]:
     """tokens [T, B] -> logits [T, B, V]; the batch is the second axis, so nothing is transposed."""
 
-    def one(state: Any, xs: jax.Array) -> tuple[Any, jax.Array]:
-        return rnn_jax.unroll(cell, params, state, xs)
+    def one(state: Any, xs: jax.Array, reset: jax.Array | None) -> tuple[Any, jax.Array]:
+        return rnn_jax.unroll(cell, params, state, xs, reset=reset)
 
-    return jax.vmap(one, in_axes=(0, 1), out_axes=(0, 1))(carry, tokens)
+    return jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(carry, tokens, reset)
 
 
 def _wide(logits: jax.Array) -> jax.Array:

@@ -51,6 +51,7 @@ def main(config: Config) -> None:
 
 def _new(config: Config) -> Session:
     options.check(config)
+    folder.check_new(config.run)
     prepared = data.load(config)
     _check_memory(config, len(prepared.vocabulary))
     steps = _steps(config, prepared)
@@ -180,7 +181,7 @@ def _steps(config: Config, prepared: data.Data) -> int:
     if config.epochs is not None:
         characters = config.epochs * len(prepared.train)
         return max(1, round(characters / (config.batch * config.window)))
-    return config.steps or options.DEFAULT_STEPS
+    return config.steps or (options.QUICK_STEPS if config.quick else options.DEFAULT_STEPS)
 
 
 def _measure(config: Config, prepared: data.Data) -> int:
