@@ -316,23 +316,6 @@ def test_equals_numpy_loop(name: str) -> None:
     assert_close(got, (state, np.stack(ys)), 1e-12)
 
 
-@every_case
-@pytest.mark.usefixtures("x64")
-def test_derivatives_of_a_step_equal_finite_differences(name: str) -> None:
-    case, cell = CASES[name], CASES[name].make(2, 3)
-    w, state, xs = draw(case, T=1, D=2, H=3, seed=1)
-    _, *weights = draw(case, T=1, D=3, H=3, seed=2)
-
-    def loss(params: Any, state: Any, x: Any) -> Any:
-        outputs = cell.step(params, state, cell.project(params, x))
-        return sum(
-            map(jnp.dot, jax.tree.leaves(outputs), jax.tree.leaves((weights[0], weights[1][0])))
-        )
-
-    with jax.disable_jit():  # compiling costs far more here than running
-        check_grads(loss, to_jax((case.params(w), state, xs[0])), order=2, modes=("fwd", "rev"))
-
-
 # --- init -----------------------------------------------------------------------------------
 
 DTYPES = {jnp.bfloat16: 3e-2, jnp.float32: 1e-5, jnp.float64: 1e-12}
@@ -535,3 +518,23 @@ def test_lstm_bias_of_another_shape(initializer: Any, shape: tuple) -> None:
 def test_gates_that_do_not_share_the_columns() -> None:
     with pytest.raises(ValueError, match=r"^shape: got \(3, 10\), expected a multiple of 4"):
         initializers.per_gate(initializers.orthogonal(), 4)(key(), (3, 10), jnp.float32)
+
+
+# --- derivatives, the slowest ----------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.usefixtures("x64")
+def test_derivatives_of_a_step_equal_finite_differences(name: str) -> None:
+    case, cell = CASES[name], CASES[name].make(2, 3)
+    w, state, xs = draw(case, T=1, D=2, H=3, seed=1)
+    _, *weights = draw(case, T=1, D=3, H=3, seed=2)
+
+    def loss(params: Any, state: Any, x: Any) -> Any:
+        outputs = cell.step(params, state, cell.project(params, x))
+        return sum(
+            map(jnp.dot, jax.tree.leaves(outputs), jax.tree.leaves((weights[0], weights[1][0])))
+        )
+
+    with jax.disable_jit():  # compiling costs far more here than running
+        check_grads(loss, to_jax((case.params(w), state, xs[0])), order=2, modes=("fwd", "rev"))
