@@ -36,7 +36,7 @@ import rnn_jax
 Params = rnn_jax.ReadoutParams
 Rule = Callable[[Params], Params]  # the direction that gradient descent subtracts
 
-D, H, O = 3, 2, 3  # noqa: E741
+D, H, O = 3, 2, 3
 CELL = rnn_jax.elman(D, H, activation=jax.nn.identity, bias=False)
 MODEL = rnn_jax.readout(CELL, O, bias=False)
 XS = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])

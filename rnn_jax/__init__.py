@@ -2,11 +2,11 @@
 
 Conventions, the same everywhere:
 
-- Axes: T time, B batch, D input, H hidden, O output. One sequence is [T, D] in and [T, H] out; there
-  is no batch axis and no flag for one, `jax.vmap` adds it.
+- Axes: T time, B batch, D input, H hidden, O output. One sequence is [T, D] in and [T, H] out;
+  there is no batch axis and no flag for one, `jax.vmap` adds it.
 - State first: ``state, y = cell.step(...)``, ``state, ys = unroll(...)``, as in `jax.lax.scan`.
-- Row vectors: ``x @ w_x`` with w_x: [D, H]. Gates stand side by side: i, f, g, o in an LSTM with the
-  state (h, c); r, z, n in a GRU with h' = z * h + (1 - z) * n.
+- Row vectors: ``x @ w_x`` with w_x: [D, H]. Gates stand side by side: i, f, g, o in an LSTM, whose
+  state is (h, c); r, z, n in a GRU, where h' = z * h + (1 - z) * n.
 - Noise lives in the state, and evaluation uses the plain cell with the same params.
 
 The four shapes of sequence problems:
@@ -49,7 +49,7 @@ Many to many out of step (translation): the state of the encoder starts the deco
 (5, 4)
 """
 
-from rnn_jax import generate, initializers, losses
+from rnn_jax import generate, gradients, initializers, losses
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
@@ -76,6 +76,7 @@ __all__ = [
     "dropout",
     "embed",
     "generate",
+    "gradients",
     "initializers",
     "length_mask",
     "losses",

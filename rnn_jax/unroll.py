@@ -75,6 +75,7 @@ def unroll(
     if state is None:
         state = initial
     else:
+        state = jax.tree.map(jnp.asarray, state)
         hint = "It comes from the init_state of this cell; map a batch of states with jax.vmap."
         _checks.same_shapes("state", state, initial, hint, dtypes=True)
     if mask is not None:  # guard the input: 0 * NaN in a backward pass would be NaN
