@@ -35,13 +35,13 @@ class Config:
 
     cell: str = "gru"
     """Recurrent cell: elman, lstm, gru, gru_reset_after, layer_norm_elman, ..."""
-    layers: int = 1
+    layers: int = 2
     """Number of recurrent layers."""
-    hidden_size: int = 384
+    hidden_size: int = 256
     """Units in each layer."""
     embedding: int = 0
     """Size of the learned embedding of each character; 0 for one-hot input."""
-    dropout: float = 0.0
+    dropout: float = 0.25
     """Probability of dropping an output of a layer while training."""
 
     window: int = 64
@@ -51,7 +51,7 @@ class Config:
     restart: float = 0.0
     """Probability that a stream forgets its past at the border of a window, so that the network
     learns to begin; 0 carries the state for ever."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     """Highest learning rate of Adam."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """What the learning rate does after the warm-up: it falls to 0 at the last step, or stays."""
@@ -60,7 +60,7 @@ class Config:
     clip: float = 1.0
     """Highest global norm of the gradient; larger ones are scaled down to it."""
     steps: int | None = None
-    """Updates; default 4000. At most one of steps, epochs and minutes."""
+    """Updates; default 3200. At most one of steps, epochs and minutes."""
     epochs: float | None = None
     """Length of training in passes over the text."""
     minutes: float | None = None
@@ -70,7 +70,7 @@ class Config:
     """Of the computation; with bfloat16 the parameters are kept in float32."""
     seed: int = 0
     """Of parameters, dropout and samples."""
-    evaluations: int = 20
+    evaluations: int = 10
     """How many times the validation loss is measured."""
     validation_size: int = 200_000
     """Highest number of validation characters, from the beginning of the last 10 %."""
@@ -80,10 +80,12 @@ class Config:
     """Steps between checkpoints (one is also made at each evaluation)."""
 
 
-DEFAULT_STEPS, QUICK_STEPS = 4000, 300
+DEFAULT_STEPS, QUICK_STEPS = 3200, 300
 QUICK = Config(
     quick=True,
+    layers=1,
     hidden_size=16,
+    dropout=0.0,
     window=10,
     batch=4,
     restart=0.2,

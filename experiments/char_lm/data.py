@@ -38,8 +38,6 @@ def load(config: Config) -> Data:
     tokens = vocabulary.encode(text)
     C = min(CONTEXT, N)
     held_out = tokens[N - C : N + config.validation_size]
-    if len(held_out) == C:
-        raise BadInput(f"--text: got {len(text)} characters, too few to leave 10 % for validation")
     digest = hashlib.sha256(text.encode()).hexdigest()
     start = "\n" if "\n" in text else text[0]
     return Data(vocabulary, tokens[:N], held_out, C, start, digest, len(text))

@@ -187,6 +187,7 @@ def _steps(config: Config, prepared: data.Data) -> int:
 def _measure(config: Config, prepared: data.Data) -> int:
     """How many updates fit into the minutes, evaluations included."""
     assert config.minutes is not None
+    fitting(config.minutes, time.monotonic() - STARTED, 0.0, 1e-9)  # is there any time at all?
     print("measuring the speed ...", flush=True)
     V, tokens = len(prepared.vocabulary), jnp.asarray(prepared.train)
     begun = time.monotonic()
@@ -204,11 +205,19 @@ def _measure(config: Config, prepared: data.Data) -> int:
     begun = time.monotonic()
     jax.block_until_ready(evaluate(state.params, held_out))
     evaluating = (time.monotonic() - begun) * (config.evaluations + 1)
-    spent = time.monotonic() - STARTED
-    left = 60 * config.minutes - spent - 2 * compiling - evaluating - 3.0
-    if left < an_update:
-        raise BadInput(f"--minutes: got {config.minutes}, too few: {spent:.0f} seconds are gone")
-    return int(left / an_update)
+    to_come = 2 * compiling + evaluating + 3.0
+    return fitting(config.minutes, time.monotonic() - STARTED, to_come, an_update)
+
+
+def fitting(minutes: float, spent: float, to_come: float, an_update: float) -> int:
+    """How many updates fit between the seconds that are spent and those that other work takes."""
+    steps = int((60 * minutes - spent - to_come) / an_update)
+    if steps < 1:
+        raise BadInput(
+            f"--minutes: got {minutes}, too few: all but training takes {spent + to_come:.0f} "
+            "seconds already"
+        )
+    return steps
 
 
 def _check_memory(config: Config, V: int) -> None:
