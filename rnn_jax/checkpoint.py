@@ -25,7 +25,7 @@ _SAVING, _DELETED = ".saving", ".deleted"  # suffixes of a folder while it comes
 class Saved(NamedTuple):
     """One checkpoint in a folder."""
 
-    number: int  # the how manieth save; training may go back, this number never does
+    number: int  # counts the saves: training may go back to an earlier step, this does not
     step: int  # of the train state
     loss: float | None  # validation loss, if one was given and finite
     path: Path
@@ -178,10 +178,8 @@ class Checkpoints:
     def _forget_all_but_best_and_last(self) -> None:
         keep = (self.best, self.last)
         for saved in [saved for saved in self._saved if saved not in keep]:
-            gone = saved.path.rename(saved.path.with_name(saved.path.name + ".deleted"))
-            shutil.rmtree(
-                gone
-            )  # renamed first: a deletion that is killed leaves no half checkpoint
+            gone = saved.path.rename(saved.path.with_suffix(_DELETED))  # so it goes as a whole
+            shutil.rmtree(gone)
             self._saved.remove(saved)
 
     def _pick(self, which: str) -> Saved:

@@ -186,6 +186,7 @@ def test_no_bit_depends_on_the_chunks(name: str) -> None:
             every=[(3, lambda state: None)] if steps_per_call == 4 else [],
             on_metrics=lambda step, metrics, rows=rows: rows.append(metrics),
         )
+        assert sum(len(row.loss) for row in rows) == 23
         got = bits((state, [np.concatenate(column) for column in zip(*rows, strict=True)]))
         expected = got if expected is None else expected
         assert got == expected, steps_per_call
