@@ -463,6 +463,13 @@ def test_chrono_spreads_the_lags_evenly(dtype: Any) -> None:
     assert len(set(lags)) > 128  # the bfloat16 numbers of a uniform draw between 0 and 1
 
 
+def test_chrono_bias_of_a_cell() -> None:
+    b = rnn_jax.lstm(3, HIDDEN, b_init=initializers.chrono(80)).init(key()).b
+    i, f, g, o = np.split(np.asarray(b), 4)
+    assert (f > 0).all()
+    np.testing.assert_array_equal([i, g, o], [-f, 0 * f, 0 * f])
+
+
 # --- errors ---------------------------------------------------------------------------------
 
 
