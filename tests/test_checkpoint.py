@@ -437,7 +437,7 @@ def kill(folder: Path, steps: int, aim: str, rng: random.Random) -> dict[str, in
             word, number = child.stdout.readline().split()
             said[word] = int(number)
             saves -= word == "saving"
-        time.sleep(rng.uniform(0.0, {"save": 0.05, "anywhere": 0.3, "startup": 3.0}[aim]))
+        time.sleep(rng.uniform(0.0, {"save": 0.05, "anywhere": 0.2, "startup": 2.0}[aim]))
         child.send_signal(signal.SIGKILL)
         for line in child.stdout.read().splitlines():
             word, number = line.split()
@@ -481,7 +481,7 @@ def test_killed_at_22_random_moments(tmp_path: Path) -> None:
     rng = random.Random(2)
     aims = ["save"] * 11 + ["anywhere"] * 8 + ["startup"] * 3
     rng.shuffle(aims)
-    kill_and_resume(tmp_path, 1000, aims, rng)
+    kill_and_resume(tmp_path, 2000, aims, rng)
 
 
 if __name__ == "__main__":
