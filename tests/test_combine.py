@@ -146,9 +146,10 @@ def test_bidirectional_keeps_packed_sequences_apart(pair: Any) -> None:
 
 def test_bidirectional_continues_from_states(pair: Any) -> None:
     xs = inputs(T, D)
-    state = (CELLS[0].init_state(pair[0]), jnp.ones(2))
+    state = rnn.LSTMState(h=inputs(H, seed=2), c=inputs(H, seed=3)), inputs(2, seed=4)
     ys = rnn.bidirectional(*CELLS, pair, state, xs)[1]
-    close(ys[:, H:], rnn.unroll(CELLS[1], pair[1], jnp.ones(2), xs, reverse=True)[1])
+    close(ys[:, :H], rnn.unroll(CELLS[0], pair[0], state[0], xs)[1])
+    close(ys[:, H:], rnn.unroll(CELLS[1], pair[1], state[1], xs, reverse=True)[1])
 
 
 def test_encoder_state_starts_the_decoder() -> None:

@@ -151,6 +151,19 @@ def test_half_precision(name):
     assert 0 <= tokens.min() <= tokens.max() < V
 
 
+def test_half_precision_draws_from_all_that_top_p_allows():
+    flat = rnn_jax.Cell(
+        init=lambda key: (),
+        init_state=lambda params: (),
+        project=lambda params, token: jnp.zeros(1000, jnp.bfloat16),
+        step=lambda params, state, z: (state, z),
+    )
+    n = 2000
+    tokens = generate.sample(flat, (), None, 0, n, jax.random.key(0), top_p=0.5)[1]
+    assert 490 <= tokens.max() <= 500
+    assert abs(float(tokens.mean()) - 249.5) < 4 * 500 / (12 * n) ** 0.5  # four standard errors
+
+
 def test_a_noisy_cell_can_write():
     cell = rnn_jax.dropout(rnn_jax.gru(V, V), 0.5, jax.random.key(0))
     reader = rnn_jax.one_hot(cell, V)
@@ -184,6 +197,7 @@ def test_filter_edges():
     assert finite(top_k=2) == [[True, True, False, False], [False, True, False, True]]  # ties
     assert finite(top_k=1) == [[True, False, False, False], [False, True, False, False]]
     assert finite(top_p=1e-6) == finite(top_k=1)
+    assert finite(top_p=1e-60) == finite(top_k=1)  # 0 in float32
     np.testing.assert_array_equal(generate.filter_logits(logits, top_k=4), logits)
     np.testing.assert_array_equal(generate.filter_logits(logits, top_k=99), logits)
     np.testing.assert_array_equal(generate.filter_logits(logits, top_p=1.0), logits)

@@ -92,6 +92,22 @@ def test_zoneout_keeps_units(params: Any, xs: jax.Array) -> None:
     assert abs(agreement - (0.2 * 0.7 + 0.8 * 0.3)) < 0.03
 
 
+def test_zoneout_leaves_counters_alone(xs: jax.Array) -> None:
+    plain = rnn.elman(D, H)
+
+    def step(params: Any, state: Any, z: Any) -> Any:
+        h, y = plain.step(params, state[0], z)
+        return (h, state[1] + 1), y
+
+    counted = plain._replace(
+        init_state=lambda params: (plain.init_state(params), jnp.array(0)), step=step
+    )
+    params = plain.init(key(0))
+    noisy, _ = rnn.unroll(rnn.zoneout(counted, 0.5, key(1)), params, None, xs)
+    mean, _ = rnn.unroll(rnn.zoneout_mean(counted, 0.5), params, None, xs)
+    assert int(noisy.state[1]) == int(mean[1]) == T
+
+
 def test_zoneout_mean_is_the_expectation(params: Any, xs: jax.Array) -> None:
     start = rnn.LSTMState(h=jnp.full(H, 2.0), c=jnp.full(H, 3.0))
     new = CELL.step(params, start, CELL.project(params, xs[0]))[0]
