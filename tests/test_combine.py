@@ -52,6 +52,20 @@ def test_readout_is_an_affine_map_and_an_activation() -> None:
     close(rnn.unroll(plain, without, None, inputs(T, D))[1], hs @ np.asarray(params.w_y))
 
 
+def test_what_readout_and_embed_draw() -> None:
+    net = rnn.readout(rnn.embed(rnn.gru(50, H), 40, 50), 30, hidden_size=H)
+    params, other = net.init(key(0)), net.init(key(1))
+    assert not params.b_y.any()
+    limit = (6 / (H + 30)) ** 0.5
+    assert 0.9 * limit < jnp.abs(params.w_y).max() <= limit
+    table = np.asarray(params.cell.table)
+    np.testing.assert_allclose([table.mean(), table.std()], [0, 1], atol=0.1)  # 2000 normal numbers
+    assert (params.w_y != other.w_y).all()
+    assert (params.cell.table != other.cell.table).all()
+    twos = rnn.readout(rnn.gru(D, H), 2, w_init=jax.nn.initializers.constant(2.0)).init(key(0))
+    assert (twos.w_y == 2).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_readout_finds_the_size_and_dtype_of_any_cell(dtype: Any) -> None:
     cell = rnn.stack([rnn.lstm(D, 6, dtype=dtype), rnn.residual(rnn.elman(6, 6, dtype=dtype))])

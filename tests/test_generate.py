@@ -143,6 +143,23 @@ def test_sampling_respects_top_k_and_top_p():
         assert len(seen) > 1
 
 
+def test_top_p_counts_the_probabilities_at_the_temperature():
+    cell, params = make()
+    logits = np.asarray(advance(cell, params, cell.init_state(params), 3)[1])
+    order = np.argsort(-logits)
+
+    def nucleus(temperature):
+        p = np.asarray(jax.nn.softmax(logits / temperature))[order]
+        return set(order[: np.searchsorted(np.cumsum(p), 0.6) + 1].tolist())
+
+    @jax.vmap
+    def draw(key):
+        return generate.sample(cell, params, None, 3, 1, key, temperature=4.0, top_p=0.6)[1][0]
+
+    tokens = draw(jax.random.split(jax.random.key(0), 500))
+    assert set(tokens.tolist()) == nucleus(4.0) > nucleus(1.0)
+
+
 @pytest.mark.parametrize("name", ["lstm", "layer_norm_gru"])
 def test_half_precision(name):
     cell, params = make(name, jnp.bfloat16)
