@@ -32,6 +32,7 @@ class Log:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._skipped = sum(row.get("skipped", 0) for row in rows)
         self._clock = time.monotonic()
+        self._speed: float | None = None  # smoothed, since chunks are reported late
         interval = 0.1 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
             total=n, initial=step, unit="step", mininterval=interval, dynamic_ncols=True
@@ -53,9 +54,10 @@ class Log:
             "characters_per_second": round(speed),
         }
         self.write(row)
+        self._speed = speed if self._speed is None else 0.9 * self._speed + 0.1 * speed
         shown = f"{describe(row['loss'])}, " if row["loss"] is not None else ""
         skipped = f", {self._skipped} not finite, skipped" if self._skipped else ""
-        self.bar.set_postfix_str(f"{shown}{speed:,.0f} characters/s{skipped}", refresh=False)
+        self.bar.set_postfix_str(f"{shown}{self._speed:,.0f} characters/s{skipped}", refresh=False)
         self.bar.update(n)
 
     def validation(self, step: int, loss: float) -> None:
@@ -92,19 +94,23 @@ def plot(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         width = max(1, len(losses) // 60)
         axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8)
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        axes.plot(steps[width - 1 :], smooth, color="C0", label="training (running mean)")
+        centre = slice((width - 1) // 2, (width - 1) // 2 + len(smooth))
+        axes.plot(steps[centre], smooth, color="C0", label="training (running mean)")
     if held_out:
         steps, losses = np.array(held_out).T
         axes.plot(steps, losses, "o-", color="C1", markersize=4, label="validation")
         best = int(np.argmin(losses))
         axes.annotate(
-            f"best: {losses[best]:.3f} nats, {bits(losses[best]):.3f} bits",
+            f"best: {losses[best]:.4f} nats, {bits(losses[best]):.3f} bits",
             (steps[best], losses[best]),
             xytext=(0, 28),
             textcoords="offset points",
             ha="right",
             arrowprops={"arrowstyle": "->", "color": "0.4"},
         )
+    late = [loss for step, loss in train + held_out if step >= 0.05 * rows[-1]["step"]]
+    if late:  # the steep beginning would flatten the rest
+        axes.set_ylim(0.95 * min(late), 1.05 * max(late))
     axes.set(xlabel="updates", ylabel="cross-entropy, nats per character", title=title)
     second = axes.secondary_yaxis(
         "right", functions=(lambda x: x / np.log(2), lambda x: x * np.log(2))
