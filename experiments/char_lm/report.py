@@ -31,7 +31,7 @@ class Log:
         self._characters = config.window * config.batch  # in an update
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._skipped = sum(row.get("skipped", 0) for row in rows)
-        self._clock = time.monotonic()
+        self._clock: float | None = None  # the first chunk is compiled, so its time says nothing
         self._speed: float | None = None  # smoothed, since chunks are reported late
         interval = 0.1 if sys.stderr.isatty() else 15.0
         self.bar = tqdm(
@@ -42,23 +42,29 @@ class Log:
         """Called with each chunk of updates."""
         n = len(metrics.loss)
         good = ~metrics.skipped
-        now = time.monotonic()
-        speed = n * self._characters / max(now - self._clock, 1e-9)
-        self._clock = now
+        speed = self._measure(n * self._characters)
         self._skipped += int(metrics.skipped.sum())
         row = {
             "step": step + n,
             "loss": float(np.mean(metrics.loss[good])) if good.any() else None,
             "gradient_norm": float(np.mean(metrics.grad_norm[good])) if good.any() else None,
             "skipped": int(metrics.skipped.sum()),
-            "characters_per_second": round(speed),
+            "characters_per_second": speed,
         }
         self.write(row)
-        self._speed = speed if self._speed is None else 0.9 * self._speed + 0.1 * speed
         shown = f"{describe(row['loss'])}, " if row["loss"] is not None else ""
+        fast = "" if self._speed is None else f"{self._speed:,.0f} characters/s"
         skipped = f", {self._skipped} not finite, skipped" if self._skipped else ""
-        self.bar.set_postfix_str(f"{shown}{self._speed:,.0f} characters/s{skipped}", refresh=False)
+        self.bar.set_postfix_str(shown + fast + skipped, refresh=False)
         self.bar.update(n)
+
+    def _measure(self, characters: int) -> int | None:
+        now, before, self._clock = time.monotonic(), self._clock, time.monotonic()
+        if before is None:
+            return None
+        speed = characters / max(now - before, 1e-9)
+        self._speed = speed if self._speed is None else 0.9 * self._speed + 0.1 * speed
+        return round(speed)
 
     def validation(self, step: int, loss: float) -> None:
         """Called with each validation loss."""
@@ -71,7 +77,7 @@ class Log:
         """Prints above the bar; time spent since the last report does not count as training."""
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
-        self._clock = time.monotonic()
+        self._clock = None if self._clock is None else time.monotonic()
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
