@@ -339,7 +339,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         ylabel="RMSE over the two steps (log scale)",
     )
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")  # "best" is slow, and warns when it is
     figure.savefig(path, dpi=150)
 
 

@@ -123,5 +123,5 @@ def plot(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     )
     second.set_ylabel("bits per character")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")  # "best" is slow, and warns when it is
     figure.savefig(path)
