@@ -358,6 +358,9 @@ def test_another_configuration_or_vocabulary_is_refused(finished, capsys):
     refused(["generate", "r"], "is that of another run", capsys)
     vocabulary.write_text('{"charac')
     refused(["generate", "r"], "not a vocabulary", capsys)
+    refused(["--resume", "r"], "not a vocabulary", capsys)
+    vocabulary.unlink()
+    refused(["--resume", "r"], "vocabulary.json", capsys)
 
 
 def test_a_truncated_checkpoint_is_refused(finished, capsys):
@@ -372,6 +375,13 @@ def test_options_given_with_quick_win():
     config = parse(["--quick", "--hidden-size", "5"])
     assert (config.hidden_size, config.window, config.quick) == (5, QUICK.window, True)
     assert parse([]) == Config()
+
+
+def test_options_of_a_resumed_run(finished):
+    for args in ([], ["--quick"], ["--steps", "20", "--quick"]):  # repeated or not
+        config = parse(["--resume", "r", *args])
+        assert (config.quick, config.steps, config.hidden_size) == (True, 20, QUICK.hidden_size)
+    assert parse(["--resume", "r", "--steps", "30"]).steps == 30  # to be refused later
 
 
 @pytest.mark.parametrize(("n", "context"), [(1, 5), (20, 3), (77, 10), (64, 256)])

@@ -39,13 +39,15 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> Config:
     """Options over the defaults, which with --quick and --resume are others."""
-    config = tyro.cli(Config, args=argv, prog=_PROGRAM)
+    config = default = tyro.cli(Config, args=argv, prog=_PROGRAM)
     if config.resume is not None:
-        saved = folder.load(config.resume).config
-        return tyro.cli(Config, args=argv, default=dataclasses.replace(saved, resume=config.resume))
-    if config.quick:
-        return tyro.cli(Config, args=[a for a in argv if a != "--quick"], default=QUICK)
-    return config
+        default = dataclasses.replace(folder.load(config.resume).config, resume=config.resume)
+    elif config.quick:
+        default = QUICK
+    else:
+        return config
+    args = [arg for arg in argv if not (arg == "--quick" and default.quick)]  # it is set already
+    return tyro.cli(Config, args=args, default=default, prog=_PROGRAM)
 
 
 _PROGRAM = "python -m experiments.char_lm"

@@ -53,9 +53,12 @@ def load(folder: Path) -> Saved:
         config = from_json(description["config"])
         steps, sha256 = int(description["steps"]), str(description["text"]["sha256"])
         characters, start = description["vocabulary"], description["start"]
-    except (BadInput, KeyError, TypeError, ValueError) as error:
+    except (BadInput, KeyError, OSError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / 'config.json'}: cannot be used: {error}") from error
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    try:
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    except (OSError, ValueError) as error:
+        raise BadInput(str(error)) from error
     if vocabulary.characters != characters:
         raise BadInput(f"{folder / 'vocabulary.json'}: is that of another run (see config.json)")
     return Saved(config, steps, sha256, vocabulary, start)
