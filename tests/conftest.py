@@ -18,3 +18,10 @@ jax.config.update("jax_disable_most_optimizations", True)  # the tests spend the
 def x64() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Thousands of small programs are compiled; those of one file are no use to the next."""
+    yield
+    jax.clear_caches()

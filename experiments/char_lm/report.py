@@ -104,16 +104,9 @@ def plot(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         axes.plot(steps[centre], smooth, color="C0", label="training (running mean)")
     if held_out:
         steps, losses = np.array(held_out).T
-        axes.plot(steps, losses, "o-", color="C1", markersize=4, label="validation")
-        best = int(np.argmin(losses))
-        axes.annotate(
-            f"best: {losses[best]:.4f} nats, {bits(losses[best]):.3f} bits",
-            (steps[best], losses[best]),
-            xytext=(0, 28),
-            textcoords="offset points",
-            ha="right",
-            arrowprops={"arrowstyle": "->", "color": "0.4"},
-        )
+        best = losses.min()
+        label = f"validation (best {best:.4f} nats, {bits(best):.3f} bits)"
+        axes.plot(steps, losses, "o-", color="C1", markersize=4, label=label)
     late = [loss for step, loss in train + held_out if step >= 0.05 * rows[-1]["step"]]
     if late:  # the steep beginning would flatten the rest
         axes.set_ylim(0.95 * min(late), 1.05 * max(late))
