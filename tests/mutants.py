@@ -1,0 +1,943 @@
+"""The kill table: mistakes that somebody could make, and the tests that must notice each of them.
+
+A row is ``(what is wrong, old text, new text, tests)``. The old text occurs exactly once in its
+file; the tests are as few and as fast as do it.
+"""
+
+from typing import NamedTuple
+
+Row = tuple[str, str, str, str | tuple[str, ...]]
+
+
+class Mutant(NamedTuple):
+    """One mistake."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]  # node ids, relative to tests/
+
+
+def table(subject: str, path: str, rows: list[Row]) -> list[Mutant]:
+    return [
+        Mutant(f"{subject}: {name}", path, old, new, (tests,) if isinstance(tests, str) else tests)
+        for name, old, new, tests in rows
+    ]
+
+
+def loop(case: str) -> str:
+    return f"test_cells.py::test_equals_numpy_loop[{case}]"
+
+
+def slope(case: str) -> str:
+    return f"test_cells.py::test_derivatives_of_a_step_equal_finite_differences[{case}]"
+
+
+def cells(test: str) -> str:
+    return f"test_cells.py::test_{test}"
+
+
+def law(test: str) -> str:
+    return f"test_laws.py::test_{test}"
+
+
+def combine(test: str) -> str:
+    return f"test_combine.py::test_{test}"
+
+
+def noise(test: str) -> str:
+    return f"test_noise.py::test_{test}"
+
+
+def losses(test: str) -> str:
+    return f"test_losses.py::test_{test}"
+
+
+def generate(test: str) -> str:
+    return f"test_generate.py::test_{test}"
+
+
+def text(test: str) -> str:
+    return f"test_text.py::test_{test}"
+
+
+def train(test: str) -> str:
+    return f"test_train.py::test_{test}"
+
+
+def checkpoint(test: str) -> str:
+    return f"test_checkpoint.py::test_{test}"
+
+
+def counting(test: str) -> str:
+    return f"test_counting.py::test_{test}"
+
+
+def char_lm(test: str) -> str:
+    return f"test_char_lm.py::test_{test}"
+
+
+BIAS_DROPPED = ("return z if params.b is None else z + params.b", "return z")
+
+ELMAN: list[Row] = [
+    ("recurrence dropped", "activation(z + h @ params.w_h)", "activation(z)", loop("elman")),
+    ("w_h transposed", "z + h @ params.w_h", "z + params.w_h @ h", loop("elman")),
+    ("bias dropped", *BIAS_DROPPED, loop("elman")),
+    ("always tanh", "activation(z +", "jnp.tanh(z +", loop("elman relu")),
+    (
+        "state never replaced",
+        "h = activation(z + h @ params.w_h)\n        return h, h",
+        "y = activation(z + h @ params.w_h)\n        return h, y",
+        loop("elman"),
+    ),
+    (
+        "gradient cut at the recurrence",
+        "z + h @ params.w_h",
+        "z + jax.lax.stop_gradient(h) @ params.w_h",
+        slope("elman"),
+    ),
+]
+
+LSTM: list[Row] = [
+    ("gates i and f swapped", "i, f, g, o = jnp.split(z", "f, i, g, o = jnp.split(z", loop("lstm")),
+    ("gates g and o swapped", "i, f, g, o = jnp.split(z", "i, f, o, g = jnp.split(z", loop("lstm")),
+    ("recurrence dropped", "jnp.split(z + h @ params.w_h, 4)", "jnp.split(z, 4)", loop("lstm")),
+    ("never forgets", "c = jax.nn.sigmoid(f) * c +", "c = c +", loop("lstm")),
+    (
+        "output without tanh",
+        "jax.nn.sigmoid(o) * jnp.tanh(c)",
+        "jax.nn.sigmoid(o) * c",
+        loop("lstm"),
+    ),
+    (
+        "h and c exchanged in the state",
+        "LSTMState(h=h, c=c), h",
+        "LSTMState(h=c, c=h), h",
+        loop("lstm"),
+    ),
+    ("bias dropped", *BIAS_DROPPED, loop("lstm")),
+    (
+        "peephole of o sees the old memory",
+        """\
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        if params.w_c is not None:
+            o = o + params.w_c[2] * c
+""",
+        """\
+        if params.w_c is not None:
+            o = o + params.w_c[2] * c
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+""",
+        loop("lstm peepholes"),
+    ),
+    (
+        "peepholes of i and f exchanged",
+        "i + params.w_c[0] * c, f + params.w_c[1] * c",
+        "i + params.w_c[1] * c, f + params.w_c[0] * c",
+        loop("lstm peepholes"),
+    ),
+    (
+        "gradient cut at the memory",
+        "jax.nn.sigmoid(f) * c",
+        "jax.nn.sigmoid(f) * jax.lax.stop_gradient(c)",
+        slope("lstm"),
+    ),
+    (
+        "recurrent weights drawn with the key of the others",
+        "per_gate(w_h_init, 4)(k_h,",
+        "per_gate(w_h_init, 4)(k_x,",
+        cells("every_block_is_drawn_on_its_own[lstm]"),
+    ),
+]
+
+CANDIDATE = "        n = jnp.tanh(a_n + (r * h) @ w_n)\n"
+CANDIDATE_AFTER = (
+    "        n = jnp.tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))\n"
+)
+UPDATE = "        h = z * h + (1 - z) * n\n"
+FLIPPED = "        h = (1 - z) * h + z * n\n"
+
+GRU: list[Row] = [
+    ("z and 1 - z exchanged", CANDIDATE + UPDATE, CANDIDATE + FLIPPED, loop("gru")),
+    (
+        "gates r and z swapped",
+        "r, z = jnp.split(jax.nn.sigmoid(a_rz + h @",
+        "z, r = jnp.split(jax.nn.sigmoid(a_rz + h @",
+        loop("gru"),
+    ),
+    ("reset after the product", "(r * h) @ w_n", "r * (h @ w_n)", loop("gru")),
+    ("reset dropped", "(r * h) @ w_n", "h @ w_n", loop("gru")),
+    ("gates without recurrence", "sigmoid(a_rz + h @ w_rz)", "sigmoid(a_rz)", loop("gru")),
+    ("bias dropped", *BIAS_DROPPED, loop("gru")),
+]
+GRU_RESET_AFTER: list[Row] = [
+    (
+        "z and 1 - z exchanged",
+        CANDIDATE_AFTER + UPDATE,
+        CANDIDATE_AFTER + FLIPPED,
+        loop("gru_reset_after"),
+    ),
+    (
+        "gates r and z swapped",
+        "r, z = jnp.split(jax.nn.sigmoid(a_rz + u_rz)",
+        "z, r = jnp.split(jax.nn.sigmoid(a_rz + u_rz)",
+        loop("gru_reset_after"),
+    ),
+    (
+        "b_n outside the reset",
+        "r * (u_n if params.b_n is None else u_n + params.b_n)",
+        "(r * u_n if params.b_n is None else r * u_n + params.b_n)",
+        loop("gru_reset_after"),
+    ),
+    (
+        "b_n dropped",
+        "(u_n if params.b_n is None else u_n + params.b_n)",
+        "u_n",
+        loop("gru_reset_after"),
+    ),
+]
+
+LAYER_NORM: list[Row] = [
+    ("not centred", "a - a.mean(axis=-1, keepdims=True)", "a", loop("layer_norm_elman")),
+    (
+        "not divided by the deviation",
+        "return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)",
+        "return centred",
+        loop("layer_norm_elman"),
+    ),
+    (
+        "norm in the place of the deviation",
+        "(centred**2).mean(",
+        "(centred**2).sum(",
+        loop("layer_norm_elman"),
+    ),
+    (
+        "elman: gain dropped",
+        "params.gain * normalize(z +",
+        "normalize(z +",
+        loop("layer_norm_elman"),
+    ),
+    (
+        "elman: recurrence not normalised",
+        "normalize(z + h @ params.w_h)",
+        "(normalize(z) + h @ params.w_h)",
+        loop("layer_norm_elman"),
+    ),
+    (
+        "lstm: gain_h dropped",
+        "z + params.gain_h * normalize(h @ params.w_h), 4",
+        "z + normalize(h @ params.w_h), 4",
+        loop("layer_norm_lstm"),
+    ),
+    (
+        "lstm: gates normalised apart",
+        "params.gain_h * normalize(h @ params.w_h), 4",
+        "params.gain_h * normalize((h @ params.w_h).reshape(4, H)).reshape(4 * H), 4",
+        loop("layer_norm_lstm"),
+    ),
+    (
+        "lstm: memory at the output not normalised",
+        "params.gain_c * normalize(c)",
+        "params.gain_c * c",
+        loop("layer_norm_lstm"),
+    ),
+    ("lstm: b_c dropped", "normalize(c) + params.b_c", "normalize(c)", loop("layer_norm_lstm")),
+    (
+        "gru: gates normalised together",
+        "jnp.concatenate([normalize(a[: 2 * H]), normalize(a[2 * H :])])",
+        "normalize(a)",
+        loop("layer_norm_gru"),
+    ),
+    (
+        "gru: b_n outside the reset",
+        "r * (u_n + params.b_n)",
+        "r * u_n + params.b_n",
+        loop("layer_norm_gru"),
+    ),
+    ("gru: z and 1 - z exchanged", UPDATE, FLIPPED, loop("layer_norm_gru")),
+]
+
+INITIALIZERS: list[Row] = [
+    (
+        "gates drawn jointly",
+        """\
+        return jnp.concatenate(
+            [initializer(k, block, dtype) for k in jax.random.split(key, gates)], axis=-1
+        )
+""",
+        "        return initializer(key, shape, dtype)\n",
+        cells("each_recurrent_block_is_orthogonal[float32-lstm]"),
+    ),
+    (
+        "one key for all gates",
+        "for k in jax.random.split(key, gates)",
+        "for k in [key] * gates",
+        cells("every_block_is_drawn_on_its_own[lstm]"),
+    ),
+    (
+        "forget bias in the slot of g",
+        ".at[1].set(value)",
+        ".at[2].set(value)",
+        cells("forget_bias_is_that_of_f[float32]"),
+    ),
+    (
+        "chrono with the signs of i and f exchanged",
+        "jnp.concatenate([-f, f,",
+        "jnp.concatenate([f, -f,",
+        cells("chrono_spreads_the_lags_evenly[float32]"),
+    ),
+    (
+        "chrono drawn in half precision",
+        "_wide(dtype), 1.0, max_lag",
+        "dtype, 1.0, max_lag",
+        cells("chrono_spreads_the_lags_evenly[bfloat16]"),
+    ),
+    (
+        "orthogonal in half precision",
+        "draw(key, shape, _wide(dtype))",
+        "draw(key, shape, dtype)",
+        cells("each_recurrent_block_is_orthogonal[bfloat16-lstm]"),
+    ),
+    (
+        "orthogonal not scaled",
+        "jax.nn.initializers.orthogonal(scale)",
+        "jax.nn.initializers.orthogonal()",
+        cells("orthogonal_has_the_singular_values_of_its_scale[shape0-float32]"),
+    ),
+    (
+        "identity not scaled",
+        "return scale * jnp.eye(",
+        "return jnp.eye(",
+        cells("identity_of_every_gate"),
+    ),
+]
+
+STEP = """\
+        state = old if restart is None else _restart(restart, initial, old)
+        new, y = cell.step(params, state, z)
+"""
+LATE_RESET = """\
+        new, y = cell.step(params, old, z)
+        new = new if restart is None else _restart(restart, initial, new)
+"""
+
+UNROLL: list[Row] = [
+    (
+        "masked input not guarded",
+        "    if mask is not None:  # guard",
+        "    if False:  # guard",
+        law("padding_never_matters[forward-elman]"),
+    ),
+    (
+        "masked output not zero",
+        "jax.tree.map(lambda a: jnp.where(valid, a, jnp.zeros_like(a)), y),",
+        "y,",
+        law("nothing_valid_returns_the_initial_state[forward-elman]"),
+    ),
+    (
+        "state not carried through masked steps",
+        "jax.tree.map(lambda n, o: jnp.where(valid, n, o), new, old),",
+        "new,",
+        law("nothing_valid_returns_the_initial_state[forward-elman]"),
+    ),
+    (
+        "reset acts under the mask",
+        "jnp.where(valid, n, o), new, old)",
+        "jnp.where(valid, n, o), new, state)",
+        law("a_reset_in_padding_is_ignored[elman]"),
+    ),
+    (
+        "reset ignored",
+        "state = old if restart is None else _restart(restart, initial, old)",
+        "state = old",
+        law("nan_does_not_get_past_a_reset[elman]"),
+    ),
+    ("reset after its step", STEP, LATE_RESET, law("reset_starts_anew[forward-elman]")),
+    (
+        "reset by multiplication",
+        "jnp.where(restart, new, kept)",
+        "new + (kept - new) * (~restart).astype(kept.dtype)",
+        law("nan_does_not_get_past_a_reset[elman]"),
+    ),
+    (
+        "reset to zeros",
+        "jnp.where(restart, new, kept)",
+        "jnp.where(restart, jnp.zeros_like(new), kept)",
+        law("reset_starts_anew[forward-user]"),
+    ),
+    (
+        "key reset with the state",
+        "return kept if is_key else jnp.where(restart, new, kept)",
+        "return jnp.where(restart, new, kept)",
+        law("noise_goes_on_through_a_reset[dropout]"),
+    ),
+    (
+        "reverse ignored",
+        "reverse=reverse)",
+        "reverse=False)",
+        law("reverse_twice_is_the_identity[elman]"),
+    ),
+    (
+        "reversed outputs in the order of running",
+        "(zs, mask, reset), reverse=reverse)",
+        "jax.tree.map(lambda a: a[::-1] if reverse else a, (zs, mask, reset)))",
+        law("reverse_twice_is_the_identity[elman]"),
+    ),
+    (
+        "given state ignored",
+        "jax.lax.scan(body, state, (",
+        "jax.lax.scan(body, initial, (",
+        law("split_is_the_whole[elman]"),
+    ),
+    (
+        "reset to the given state",
+        "    if mask is not None:  # guard",
+        "    initial = state\n    if mask is not None:  # guard",
+        law("nan_does_not_get_past_a_reset[elman]"),
+    ),
+    (
+        "inputs one step late",
+        "in_axes=(None, 0))(params, xs)",
+        "in_axes=(None, 0))(params, jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), xs))",
+        law("scan_is_the_loop[elman]"),
+    ),
+    (
+        "gradient cut between the steps",
+        "cell.step(params, state, z)",
+        "cell.step(params, jax.lax.stop_gradient(state), z)",
+        law("an_output_does_not_see_the_future[elman]"),
+    ),
+    (
+        "mask of a length one step too long",
+        "< length[..., None]",
+        "<= length[..., None]",
+        combine("bidirectional_starts_at_the_last_valid_step"),
+    ),
+]
+
+AFFINE = "return state, activation(y if params.b_y is None else y + params.b_y)"
+
+COMBINE: list[Row] = [
+    (
+        "stack: upper layers keep their first state",
+        "states.append(new)",
+        "states.append(state[layer])",
+        combine("stack_feeds_each_layer_to_the_next"),
+    ),
+    (
+        "stack: every layer reads the first one",
+        "new, y = cells[layer].step(",
+        "new, _ = cells[layer].step(",
+        combine("stack_feeds_each_layer_to_the_next"),
+    ),
+    (
+        "stack: layers share a key",
+        "keys = jax.random.split(key, len(cells))",
+        "keys = [key] * len(cells)",
+        combine("stack_layers_are_drawn_apart"),
+    ),
+    (
+        "readout: activation dropped",
+        AFFINE,
+        AFFINE.replace("activation(", "("),
+        combine("readout_is_an_affine_map_and_an_activation"),
+    ),
+    (
+        "readout: bias dropped",
+        AFFINE,
+        "return state, activation(y)",
+        combine("readout_is_an_affine_map_and_an_activation"),
+    ),
+    (
+        "readout: initializer ignored",
+        "w_y=w_init(k_y,",
+        "w_y=initializers.glorot_uniform()(k_y,",
+        combine("what_readout_and_embed_draw"),
+    ),
+    (
+        "embed: table of zeros",
+        "jax.random.normal(k_table, shape,",
+        "jnp.zeros(shape,",
+        combine("what_readout_and_embed_draw"),
+    ),
+    (
+        "embed: row of the token before",
+        "params.table[token]",
+        "params.table[token - 1]",
+        combine("embed_and_one_hot_look_up_rows"),
+    ),
+    (
+        "one_hot: one too far",
+        "jax.nn.one_hot(token, V,",
+        "jax.nn.one_hot(token + 1, V,",
+        combine("embed_and_one_hot_look_up_rows"),
+    ),
+    (
+        "residual: subtracts",
+        "return state, x + y",
+        "return state, x - y",
+        combine("residual_adds_the_input"),
+    ),
+    (
+        "residual: skip dropped",
+        "return state, x + y",
+        "return state, y",
+        combine("residual_adds_the_input"),
+    ),
+    (
+        "bidirectional: both forward",
+        "reset=ends, reverse=True",
+        "reset=ends",
+        combine("bidirectional_reads_both_ways"),
+    ),
+    (
+        "bidirectional: halves exchanged",
+        "jnp.concatenate([ys, backward_ys]",
+        "jnp.concatenate([backward_ys, ys]",
+        combine("bidirectional_reads_both_ways"),
+    ),
+    (
+        "bidirectional: backward cell without mask",
+        "backward, params[1], second, xs, mask=mask,",
+        "backward, params[1], second, xs,",
+        combine("bidirectional_starts_at_the_last_valid_step"),
+    ),
+    (
+        "bidirectional: backward reset not moved",
+        "reset=ends, reverse=True",
+        "reset=reset, reverse=True",
+        combine("bidirectional_keeps_packed_sequences_apart"),
+    ),
+    (
+        "bidirectional: backward reset on padding",
+        "valid = jnp.ones_like(reset) if mask is None else jnp.asarray(mask)",
+        "valid = jnp.ones_like(reset)",
+        combine("bidirectional_keeps_packed_sequences_apart"),
+    ),
+    (
+        "bidirectional: forward state ignored",
+        "forward, params[0], first, xs,",
+        "forward, params[0], None, xs,",
+        combine("bidirectional_continues_from_states"),
+    ),
+    (
+        "bidirectional: backward state ignored",
+        "backward, params[1], second, xs,",
+        "backward, params[1], None, xs,",
+        combine("bidirectional_continues_from_states"),
+    ),
+]
+
+FRESH = "following, now = (old.key, old.key) if variational else jax.random.split(old.key)"
+
+NOISE: list[Row] = [
+    ("dropout: not scaled", "leaf / keep", "leaf", noise("dropout_drops_or_scales")),
+    (
+        "dropout: drops what it should keep",
+        "bernoulli(k, keep,",
+        "bernoulli(k, 1 - keep,",
+        noise("dropout_drops_or_scales"),
+    ),
+    (
+        "dropout: key never advances",
+        FRESH,
+        "following, now = old.key, old.key",
+        noise("dropout_drops_or_scales"),
+    ),
+    (
+        "dropout: variational draws anew",
+        FRESH,
+        "following, now = jax.random.split(old.key)",
+        noise("variational_dropout_keeps_one_mask_for_the_sequence"),
+    ),
+    (
+        "zoneout: kept and new exchanged",
+        "kept, new)\n",
+        "new, kept)\n",
+        noise("zoneout_keeps_units"),
+    ),
+    (
+        "zoneout: output before zoneout",
+        "return mixed, after",
+        "return mixed, y",
+        noise("zoneout_keeps_units"),
+    ),
+    (
+        "zoneout: h and c share a mask",
+        "list(jax.random.split(now, len(leaves)))",
+        "[now] * len(leaves)",
+        noise("zoneout_keeps_units"),
+    ),
+    (
+        "zoneout: counters zoned out too",
+        "mix(rate, new, *args) if jnp.issubdtype(new.dtype, jnp.inexact) else new",
+        "mix(rate, new, *args)",
+        noise("zoneout_leaves_counters_alone"),
+    ),
+    (
+        "zoneout: key never advances",
+        "NoisyState(state, following), y",
+        "NoisyState(state, old.key), y",
+        law("noise_goes_on_through_a_reset[zoneout]"),
+    ),
+    (
+        "zoneout_mean: rate exchanged",
+        "rate * kept + (1 - rate) * new",
+        "rate * new + (1 - rate) * kept",
+        noise("zoneout_mean_is_the_expectation"),
+    ),
+]
+
+LOSSES: list[Row] = [
+    (
+        "divided by all entries",
+        "jnp.maximum(mask.sum(), 1)",
+        "jnp.array(mask.size)",
+        losses("mean_over_valid_entries[squared_error]"),
+    ),
+    (
+        "padding counted",
+        "jnp.where(mask, loss(predictions, targets), jnp.zeros((), predictions.dtype))",
+        "loss(predictions, targets)",
+        losses("mean_over_valid_entries[cross_entropy]"),
+    ),
+    (
+        "predictions not guarded",
+        "jnp.where(mask[..., None], predictions, jnp.zeros_like(predictions))",
+        "predictions",
+        losses("padding_reaches_nothing[cross_entropy]"),
+    ),
+    (
+        "targets not guarded",
+        "jnp.where(target_mask, targets, jnp.zeros_like(targets))",
+        "targets",
+        losses("padding_reaches_nothing[squared_error]"),
+    ),
+    (
+        "nothing valid is 0 / 0",
+        "jnp.maximum(mask.sum(), 1)",
+        "mask.sum()",
+        losses("nothing_valid_is_zero[squared_error]"),
+    ),
+]
+
+FED_BACK = """\
+        token = choose(logits, x).astype(jnp.int32)
+        return (state, token), token
+"""
+
+GENERATE: list[Row] = [
+    (
+        "temperature inverted",
+        "logits / jnp.asarray(temperature",
+        "logits * jnp.asarray(temperature",
+        generate("frequencies_are_those_of_the_softmax[0.5]"),
+    ),
+    (
+        "filtered before the temperature",
+        "filter_logits(scaled, top_k=top_k, top_p=top_p)",
+        "filter_logits(logits, top_k=top_k, top_p=top_p) / jnp.asarray(temperature, logits.dtype)",
+        generate("top_p_counts_the_probabilities_at_the_temperature"),
+    ),
+    (
+        "prompt read again and again",
+        FED_BACK,
+        FED_BACK.replace("token = choose", "new = choose").replace("), token\n", "), new\n"),
+        generate("greedy_is_the_argmax_of_each_step_fed_back[elman]"),
+    ),
+    (
+        "state left behind",
+        "state, logits = cell.step(",
+        "_, logits = cell.step(",
+        generate("greedy_is_the_argmax_of_each_step_fed_back[elman]"),
+    ),
+    (
+        "given state ignored",
+        "state = cell.init_state(params) if state is None else state",
+        "state = cell.init_state(params)",
+        generate("the_state_matters"),
+    ),
+    ("top-k keeps one too many", "rank < _checks", "rank <= _checks", generate("filter_edges")),
+    (
+        "top-p keeps one too few",
+        "take_along_axis(before < top_p",
+        "take_along_axis(before + ordered < top_p",
+        generate("filter_against_numpy"),
+    ),
+    (
+        "top-p may forbid all",
+        "axis=-1) | (rank == 0)",
+        "axis=-1)",
+        generate("filter_edges"),
+    ),
+    (
+        "half precision not widened",
+        "if jnp.finfo(logits.dtype).bits < 32:",
+        "if False:",
+        generate("half_precision_draws_from_all_that_top_p_allows"),
+    ),
+    (
+        "one key for all steps",
+        "keys = jax.random.split(key, _length(length))",
+        "keys = jnp.broadcast_to(key, (_length(length),))",
+        generate("later_tokens_have_fresh_noise_and_the_new_context"),
+    ),
+    (
+        "one token too many",
+        "jax.random.split(key, _length(length))",
+        "jax.random.split(key, _length(length) + 1)",
+        generate("exactly_length_tokens_and_steps[6]"),
+    ),
+]
+
+TEXT: list[Row] = [
+    (
+        "target is the input",
+        "window_tokens[:-1], window_tokens[1:]",
+        "window_tokens[:-1], window_tokens[:-1]",
+        text("streams_read_on_for_ever_and_drop_nothing[7-7-1]"),
+    ),
+    (
+        "target two ahead",
+        "window_tokens[:-1], window_tokens[1:]",
+        "window_tokens[:-1], tokens[(at[1:] + starts[None, :] + 1) % L]",
+        text("streams_read_on_for_ever_and_drop_nothing[7-7-1]"),
+    ),
+    (
+        "windows leave out a token",
+        "place * W - lap",
+        "place * (W + 1) - lap",
+        text("streams_read_on_for_ever_and_drop_nothing[9-1-2]"),
+    ),
+    (
+        "every lap starts over",
+        "place * W - lap * (L % W)",
+        "place * W",
+        text("streams_read_on_for_ever_and_drop_nothing[9-1-2]"),
+    ),
+    (
+        "all streams at one place",
+        "np.arange(B) * L // B",
+        "np.arange(B) * 0",
+        text("streams_read_on_for_ever_and_drop_nothing[7-7-1]"),
+    ),
+    (
+        "position overflows",
+        "position = (place * W - lap * (L % W)) % L",
+        "position = (jnp.asarray(step, jnp.int32) * W) % L",
+        text("streams_do_not_overflow"),
+    ),
+    ("padded on the left", "padded[: len(row)] = row", "padded[T - len(row) :] = row", text("pad")),
+    (
+        "unknown characters pass",
+        "np.flatnonzero(known[tokens] != points)",
+        "np.flatnonzero(known[tokens] < 0)",
+        text("unknown_characters_and_tokens"),
+    ),
+]
+
+TRAIN: list[Row] = [
+    (
+        "key does not advance",
+        "jax.random.fold_in(old.key, old.step)",
+        "old.key",
+        train("noise_depends_on_the_key_and_the_step"),
+    ),
+    (
+        "batch of the next step",
+        "batch_at(data, old.step)",
+        "batch_at(data, old.step + 1)",
+        train("updates_are_those_of_optax[sgd]"),
+    ),
+    (
+        "carry not handed on",
+        "params, opt_state, carry, old.key",
+        "params, opt_state, old.carry, old.key",
+        train("updates_are_those_of_optax[sgd]"),
+    ),
+    (
+        "bad update applied",
+        "lambda new, before: jnp.where(good, new, before)",
+        "lambda new, before: new",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[1]"),
+    ),
+    (
+        "norm of the gradient not looked at",
+        "jnp.isfinite(value) & jnp.isfinite(norm)",
+        "jnp.isfinite(value)",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[4]"),
+    ),
+    (
+        "new carry not looked at",
+        "_stays_finite((params, carry), (old.params, old.carry))",
+        "_stays_finite(params, old.params)",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[5]"),
+    ),
+    (
+        "carry of a bad step kept",
+        "params, opt_state, carry = jax.tree.map(",
+        "params, opt_state, _ = jax.tree.map(",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[1]"),
+    ),
+    (
+        "optimizer sees a bad step",
+        "params, opt_state, carry = jax.tree.map(",
+        "params, _, carry = jax.tree.map(",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[1]"),
+    ),
+    (
+        "bad batch tried again",
+        "old.step + 1, params,",
+        "old.step + 1 - bad, params,",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[1]"),
+    ),
+    (
+        "skipped updates not counted",
+        "old.skipped + bad, in_row",
+        "old.skipped, in_row",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[1]"),
+    ),
+    (
+        "a row of skipped updates never ends",
+        "(old.skipped_in_row + 1) * bad",
+        "old.skipped_in_row + bad",
+        train("a_bad_update_is_skipped_and_leaves_no_trace[1]"),
+    ),
+    (
+        "short chunk runs full",
+        "np.int32(steps)",
+        "np.int32(self.steps_per_call)",
+        train("stopping_and_going_on_changes_no_bit"),
+    ),
+    (
+        "chunk runs past a hook",
+        "min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))",
+        "min(run.steps_per_call, steps - step)",
+        train("hooks_see_the_state_of_their_step_after_its_metrics"),
+    ),
+]
+
+CHECKPOINT: list[Row] = [
+    (
+        "best is the highest loss",
+        "return min(known,",
+        "return max(known,",
+        checkpoint("keeps_the_best_and_the_last"),
+    ),
+    (
+        "best deleted",
+        "keep = (self.best, self.last)",
+        "keep = (self.last, self.last)",
+        checkpoint("keeps_the_best_and_the_last"),
+    ),
+    (
+        "last deleted",
+        "keep = (self.best, self.last)",
+        "keep = (self.best or self.last, None)",
+        checkpoint("keeps_the_best_and_the_last"),
+    ),
+    (
+        "NaN is a loss",
+        "if loss is None or not math.isfinite(loss) else",
+        "if loss is None else",
+        checkpoint("keeps_the_best_and_the_last"),
+    ),
+    (
+        "structure not checked",
+        "_check_alike(saved.path, about, leaves)",
+        "pass",
+        checkpoint("another_structure_names_the_path"),
+    ),
+    (
+        "checksums not checked",
+        "        _check_files(saved.path)\n",
+        "",
+        checkpoint("a_damaged_file_is_an_error_and_never_a_state[one bit]"),
+    ),
+    (
+        "written in its place",
+        'f"{number:06d}-step-{step}{_SAVING}"',
+        'f"{number:06d}-step-{step}"',
+        checkpoint("a_save_that_dies_at_any_moment_does_no_harm"),
+    ),
+    (
+        "deleted in its place",
+        "saved.path.with_suffix(_DELETED)",
+        "saved.path",
+        checkpoint("a_save_that_dies_at_any_moment_does_no_harm"),
+    ),
+]
+
+COUNTING: list[Row] = [
+    (
+        "half the loss",
+        "jnp.sum((ys - TARGETS) ** 2)",
+        "0.5 * jnp.sum((ys - TARGETS) ** 2)",
+        counting("the_true_gradient_to_the_digit"),
+    ),
+    (
+        "lecture's rule without W in dW",
+        "before.T @ (at_hidden @ params.cell.w_h.T)",
+        "before.T @ at_hidden",
+        counting("published_digits[gradient-W-lecture-4]"),
+    ),
+]
+
+CHAR_LM: list[Row] = [
+    (
+        "state dropped between the windows",
+        "carry, logits = _unroll(cell, params, carry, inputs,",
+        "_, logits = _unroll(cell, params, carry, inputs,",
+        char_lm("the_loss_of_an_update_and_the_carried_state[0]"),
+    ),
+    (
+        "validation scores its context",
+        "scored = (t + 1 >= C)",
+        "scored = (t + 2 >= C)",
+        char_lm("validation_carries_the_state_and_scores_each_character_once[4-20-3]"),
+    ),
+    (
+        "gradient not clipped",
+        "optax.clip_by_global_norm(config.clip), ",
+        "",
+        char_lm("large_gradients_are_scaled_down"),
+    ),
+]
+CHAR_LM_DATA: list[Row] = [
+    (
+        "validated with what was learned from",
+        "tokens[N - C : N + config.validation_size]",
+        "tokens[: C + len(tokens) - N]",
+        char_lm("what_is_validated_with_was_not_learned_from"),
+    ),
+]
+CHAR_LM_GENERATING: list[Row] = [
+    (
+        "one key for all characters",
+        "jax.random.fold_in(key, position)",
+        "key",
+        char_lm("generate_options"),
+    ),
+]
+
+MUTANTS = [
+    *table("elman", "rnn_jax/cells/elman.py", ELMAN),
+    *table("lstm", "rnn_jax/cells/lstm.py", LSTM),
+    *table("gru", "rnn_jax/cells/gru.py", GRU),
+    *table("gru_reset_after", "rnn_jax/cells/gru.py", GRU_RESET_AFTER),
+    *table("layer norm", "rnn_jax/cells/layer_norm.py", LAYER_NORM),
+    *table("initializers", "rnn_jax/initializers.py", INITIALIZERS),
+    *table("unroll", "rnn_jax/unroll.py", UNROLL),
+    *table("combine", "rnn_jax/combine.py", COMBINE),
+    *table("noise", "rnn_jax/noise.py", NOISE),
+    *table("losses", "rnn_jax/losses.py", LOSSES),
+    *table("generate", "rnn_jax/generate.py", GENERATE),
+    *table("text", "rnn_jax/tasks/text.py", TEXT),
+    *table("train", "rnn_jax/train.py", TRAIN),
+    *table("checkpoint", "rnn_jax/checkpoint.py", CHECKPOINT),
+    *table("counting", "experiments/counting.py", COUNTING),
+    *table("char_lm", "experiments/char_lm/model.py", CHAR_LM),
+    *table("char_lm", "experiments/char_lm/data.py", CHAR_LM_DATA),
+    *table("char_lm", "experiments/char_lm/generating.py", CHAR_LM_GENERATING),
+]
