@@ -42,6 +42,10 @@ def law(test: str) -> str:
     return f"test_laws.py::test_{test}"
 
 
+def gradients(test: str) -> str:
+    return f"test_gradients.py::test_{test}"
+
+
 def combine(test: str) -> str:
     return f"test_combine.py::test_{test}"
 
@@ -869,6 +873,60 @@ CHECKPOINT: list[Row] = [
     ),
 ]
 
+GRADIENTS: list[Row] = [
+    (
+        "losses of padding counted",
+        "return jnp.where(mask, losses, jnp.zeros_like(losses)).sum()",
+        "return losses.sum()",
+        gradients("padding_reaches_nothing[gru-bptt]"),
+    ),
+]
+BPTT: list[Row] = [
+    (
+        "mask not given to the net",
+        "unroll(cell, params, state, xs, mask=mask)",
+        "unroll(cell, params, state, xs)",
+        gradients("padding_reaches_nothing[gru-bptt]"),
+    ),
+    (
+        "given state ignored",
+        "unroll(cell, params, state, xs, mask=mask)",
+        "unroll(cell, params, None, xs, mask=mask)",
+        gradients("the_state_goes_on[bptt]"),
+    ),
+]
+TRUNCATED: list[Row] = [
+    (
+        "windows one step late",
+        "starts = jnp.arange(k1, T + k1, k1, dtype=jnp.int32) - k2",
+        "starts = jnp.arange(k1, T + k1, k1, dtype=jnp.int32) - k2 + 1",
+        gradients("each_loss_reaches_back_as_far_as_it_should[2-3]"),
+    ),
+    (
+        "all losses of a window counted",
+        "now & last)",
+        "now)",
+        gradients("each_loss_reaches_back_as_far_as_it_should[2-3]"),
+    ),
+    (
+        "steps outside of the sequence run",
+        "valid[at] & (t >= 0) & (t < T)",
+        "valid[at]",
+        gradients("each_loss_reaches_back_as_far_as_it_should[2-3]"),
+    ),
+    (
+        "a learned initial state has no gradient",
+        "jnp.where(start <= 0, a, b)",
+        "b",
+        gradients("exact_ones_agree_with_the_loop[k2 > T-user]"),
+    ),
+    (
+        "the state is not carried to the next window",
+        "return (following, total + value,",
+        "return (old, total + value,",
+        gradients("each_loss_reaches_back_as_far_as_it_should[2-3]"),
+    ),
+]
 COUNTING: list[Row] = [
     (
         "half the loss",
@@ -936,6 +994,9 @@ MUTANTS = [
     *table("text", "rnn_jax/tasks/text.py", TEXT),
     *table("train", "rnn_jax/train.py", TRAIN),
     *table("checkpoint", "rnn_jax/checkpoint.py", CHECKPOINT),
+    *table("gradients", "rnn_jax/gradients/_types.py", GRADIENTS),
+    *table("gradients: bptt", "rnn_jax/gradients/bptt.py", BPTT),
+    *table("gradients: truncated", "rnn_jax/gradients/truncated.py", TRUNCATED),
     *table("counting", "experiments/counting.py", COUNTING),
     *table("char_lm", "experiments/char_lm/model.py", CHAR_LM),
     *table("char_lm", "experiments/char_lm/data.py", CHAR_LM_DATA),

@@ -31,10 +31,5 @@ def total_loss(loss: StepLoss, ys: Any, targets: Any, mask: Array | None) -> Arr
     if mask is None:
         return jax.vmap(loss)(ys, targets).sum()
 
-    def guard(target: Array) -> Array:
-        target = jnp.asarray(target)
-        valid = mask.reshape(mask.shape + (1,) * (target.ndim - 1))
-        return jnp.where(valid, target, jnp.zeros_like(target))
-
-    losses = jax.vmap(loss)(ys, jax.tree.map(guard, targets))
+    losses = jax.vmap(loss)(ys, targets)
     return jnp.where(mask, losses, jnp.zeros_like(losses)).sum()
