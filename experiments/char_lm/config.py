@@ -60,7 +60,7 @@ class Config:
     clip: float = 1.0
     """Highest global norm of the gradient; larger ones are scaled down to it."""
     steps: int | None = None
-    """Updates; default 3200. At most one of steps, epochs and minutes."""
+    """Updates; default 2400. At most one of steps, epochs and minutes."""
     epochs: float | None = None
     """Length of training in passes over the text."""
     minutes: float | None = None
@@ -80,7 +80,7 @@ class Config:
     """Steps between checkpoints (one is also made at each evaluation)."""
 
 
-DEFAULT_STEPS, QUICK_STEPS = 3200, 300
+DEFAULT_STEPS, QUICK_STEPS = 2400, 300
 QUICK = Config(
     quick=True,
     layers=1,
