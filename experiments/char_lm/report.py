@@ -108,7 +108,7 @@ def plot(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         label = f"validation (best {best:.4f} nats, {bits(best):.3f} bits)"
         axes.plot(steps, losses, "o-", color="C1", markersize=4, label=label)
     late = [loss for step, loss in train + held_out if step >= 0.05 * rows[-1]["step"]]
-    if late:  # the steep beginning would flatten the rest
+    if any(late):  # the steep beginning would flatten the rest; a loss of 0 has no range
         axes.set_ylim(0.95 * min(late), 1.05 * max(late))
     axes.set(xlabel="updates", ylabel="cross-entropy, nats per character", title=title)
     second = axes.secondary_yaxis(
