@@ -19,7 +19,7 @@ import pytest
 import rnn_jax
 from experiments.char_lm import data, folder, model, report, training
 from experiments.char_lm.__main__ import main, parse
-from experiments.char_lm.config import QUICK, BadInput, Config
+from experiments.char_lm.config import QUICK, QUICK_STEPS, BadInput, Config
 from rnn_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -230,12 +230,12 @@ def test_minutes_fix_the_number_of_steps():
 
 
 @pytest.mark.slow
-def test_minutes_end_on_time(monkeypatch):
-    begun = time.monotonic()
-    monkeypatch.setattr(training, "STARTED", begun)
+def test_minutes_become_steps(monkeypatch):
+    """More than the default, recorded, and all done; how long it takes depends on the machine."""
+    monkeypatch.setattr(training, "STARTED", time.monotonic())
     assert main(["--quick", "--minutes", "1", "--run", "r", "--samples", "0"]) == 0
-    assert 30 < time.monotonic() - begun < 90
-    assert int(final_state("r").step) == folder.load(Path("r")).steps > 1000
+    steps = folder.load(Path("r")).steps
+    assert int(final_state("r").step) == steps > QUICK_STEPS
 
 
 def test_epochs():
