@@ -65,16 +65,19 @@ from rnn_jax.combine import (
 )
 from rnn_jax.noise import NoisyState, dropout, zoneout, zoneout_mean
 from rnn_jax.summary import summary
-from rnn_jax.unroll import length_mask, unroll
+from rnn_jax.unroll import Explanation, Plan, explain, length_mask, unroll
 
 __all__ = [
     "Cell",
     "EmbedParams",
+    "Explanation",
     "NoisyState",
+    "Plan",
     "ReadoutParams",
     "bidirectional",
     "dropout",
     "embed",
+    "explain",
     "generate",
     "gradients",
     "initializers",

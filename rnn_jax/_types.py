@@ -4,12 +4,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array  # a typed PRNG key, `jax.random.key(seed)`
 Params: TypeAlias = Any  # a pytree of arrays, usually a NamedTuple
 State: TypeAlias = Any  # a pytree of arrays
 Initializer: TypeAlias = Callable[[Key, tuple[int, ...], Any], Array]  # (key, shape, dtype)
+
+
+def is_float(a: Any) -> bool:
+    """Whether an array has a tangent: PRNG keys, integers and flags have none."""
+    return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 class Cell(NamedTuple):

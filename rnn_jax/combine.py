@@ -258,6 +258,7 @@ def bidirectional(
     *,
     mask: Array | None = None,
     reset: Array | None = None,
+    **options: Any,
 ) -> tuple[tuple[State, State], Array]:
     """Runs one cell from left to right and another from right to left over a whole sequence.
 
@@ -274,6 +275,7 @@ def bidirectional(
       mask: [T] bool, as in `unroll`: the backward cell starts at the last valid step.
       reset: [T] bool, true at the first step of an episode; the backward cell is reset before
         the last valid step of each episode.
+      **options: `segment`, `budget` and `plan` of `unroll`, for both cells.
 
     Returns:
       ``(states, ys)``: both final states (the backward one has just read the first step), and
@@ -299,9 +301,9 @@ def bidirectional(
         steps = _checks.time_steps(xs)
         reset = _checks.time_flags("reset", reset, steps)
         ends = _next_valid(reset, mask)
-    first, ys = unroll(forward, params[0], first, xs, mask=mask, reset=reset)
+    first, ys = unroll(forward, params[0], first, xs, mask=mask, reset=reset, **options)
     second, backward_ys = unroll(
-        backward, params[1], second, xs, mask=mask, reset=ends, reverse=True
+        backward, params[1], second, xs, mask=mask, reset=ends, reverse=True, **options
     )
     return (first, second), jnp.concatenate([ys, backward_ys], axis=-1)
 
@@ -313,7 +315,9 @@ def _next_valid(reset: Array, mask: Array | None) -> Array:
         flag, valid = inputs
         return jnp.where(valid, flag, later), later
 
-    valid = jnp.ones_like(reset) if mask is None else jnp.asarray(mask)
+    if mask is None:
+        return jnp.concatenate([reset[1:], jnp.zeros(min(1, len(reset)), bool)])
+    valid = _checks.time_flags("mask", mask, len(reset))
     return jax.lax.scan(step, jnp.array(False), (reset, valid), reverse=True)[1]
 
 

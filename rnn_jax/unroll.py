@@ -1,12 +1,29 @@
-"""Time: a cell over a sequence, with masks, resets and either direction."""
+"""Time: a cell over a sequence, with masks, resets, either direction, and little memory."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
+from rnn_jax import _checks, _deferred, _segments
 from rnn_jax._types import Array, Cell, Params, State
+
+
+class Plan(NamedTuple):
+    """How `unroll` runs the loop. It changes the time and the memory, and no number but rounding.
+
+    Attributes:
+      project: "before" the loop, for all steps at once; "inside" it, step by step, which keeps the
+        projections in the cache and out of memory; "auto": as the backend likes it (inside on a
+        CPU, if the projection has nothing but products, biases and rows; else before).
+      defer: make each weight gradient after the backward loop, one product over all steps, instead
+        of adding to it at every step. Weights that cannot be deferred are not; see `explain`.
+      steps: time steps in one turn of the loop, as ``unroll`` of `jax.lax.scan`.
+    """
+
+    project: str = "auto"
+    defer: bool = True
+    steps: int = 1
 
 
 def unroll(
@@ -18,12 +35,15 @@ def unroll(
     mask: Array | None = None,
     reset: Array | None = None,
     reverse: bool = False,
+    segment: int | None = None,
+    budget: int | None = None,
+    plan: Plan = Plan(),  # noqa: B008
 ) -> tuple[State, Any]:
     """Runs a cell over one sequence: ``state, ys = unroll(cell, params, None, xs)``.
 
     z_t = project(params, x_t);  state_t, y_t = step(params, state_{t-1}, z_t)
 
-    The projections of all steps are computed at once, before the loop. A batch is one line:
+    A batch is one line:
     ``jax.vmap(lambda xs: unroll(cell, params, None, xs))(batch)``, and lengths are a mask:
     ``mask=length_mask(length, T)``.
 
@@ -41,12 +61,19 @@ def unroll(
         repeat. Ignored where the mask is false.
       reverse: run from the last step to the first; `ys` stays in the order of `xs`, and `reset`
         applies before step t in the order of running.
+      segment: keep for the backward pass the states between segments of so many steps alone, and
+        run each segment again there: O(segment + T / segment) memory, least at about sqrt(T), for
+        one more forward pass.
+      budget: bytes that the backward pass of one sequence may keep; the longest segments that fit
+        are taken, none if all fits. A batch of B sequences keeps B times as much.
+      plan: how the loop is run; the default is what measured best (`experiments.bench.choices`).
 
     Returns:
       ``(state, ys)``: the state after the last step run, and the outputs [T, H].
 
     Raises:
-      ValueError: shapes do not fit the cell or each other.
+      ValueError: shapes do not fit the cell or each other; both `segment` and `budget`, or one
+        that is too small.
       TypeError: dtypes do not.
 
     Example:
@@ -61,7 +88,102 @@ def unroll(
       >>> print(state, ys.ravel())
       [5.] [1. 2. 5.]
     """
-    xs = jax.tree.map(jnp.asarray, xs)
+    prepared = _prepare(cell, params, state, xs, mask, reset, plan)
+    state, inputs, steps = prepared.state, prepared.inputs, prepared.steps
+
+    def run(state: State, inputs: Any) -> tuple[State, Any]:
+        return _run(prepared, state, inputs, reverse)
+
+    if budget is not None:
+        if segment is not None:
+            raise ValueError("segment, budget: got both, expected one of them")
+        segment = _segments.within(budget, run, state, inputs, steps)
+    if segment is None or _checks.positive_int("segment", segment) >= steps:
+        return run(state, inputs)
+    return _segments.scan(run, state, inputs, steps, segment, reverse)
+
+
+class Explanation(NamedTuple):
+    """What `unroll` does with a cell; it prints as a few lines."""
+
+    project: str  # "before" or "inside" the loop
+    deferred: tuple[str, ...]  # params whose gradient is made after the backward loop
+    in_loop: dict[str, str]  # params whose gradient is made step by step, and why
+
+    def __str__(self) -> str:
+        lines = [f"projection: {self.project} the loop"]
+        lines += [f"params{path}: gradient deferred" for path in self.deferred]
+        lines += [
+            f"params{path}: gradient in the loop ({why})" for path, why in self.in_loop.items()
+        ]
+        return "\n".join(lines)
+
+
+def explain(
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    xs: Any,
+    *,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    plan: Plan = Plan(),  # noqa: B008
+) -> Explanation:
+    """Says how `unroll` would run with these arguments, without running it.
+
+    Args, errors: as `unroll`.
+
+    Example:
+      >>> import rnn_jax
+      >>> cell = rnn_jax.layer_norm_elman(3, 4)
+      >>> print(explain(cell, cell.init(jax.random.key(0)), None, jnp.ones((5, 3))))
+      projection: inside the loop
+      params.w_x: gradient deferred
+      params.w_h: gradient deferred
+      params.b: gradient deferred
+      params.gain: gradient in the loop (occurs in more than x @ w, x + b and w[token])
+    """
+    prepared = _prepare(cell, params, state, xs, mask, reset, plan)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    project = "inside" if prepared.inside else "before"
+    if not plan.defer:
+        why = "the plan does not defer"
+        return Explanation(project, (), dict.fromkeys(paths, why))
+    probe = _probe(prepared, prepared.inputs)
+    return Explanation(
+        project,
+        tuple(paths[i] for i in probe.leaves),
+        {paths[i]: why for i, why in probe.reasons.items()},
+    )
+
+
+class _Prepared(NamedTuple):
+    """Checked arguments, and the body of the loop."""
+
+    params: Params
+    initial: State
+    state: State
+    inputs: tuple[Any, Array | None, Array | None]  # xs, mask, reset
+    steps: int
+    project: Any  # (params, x) -> what body reads
+    projected: _deferred.Probe  # what project uses of the params
+    body: Any  # (params, initial, state, (z, valid, restart)) -> (state, y)
+    inside: bool
+    plan: Plan
+
+
+def _prepare(
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    xs: Any,
+    mask: Array | None,
+    reset: Array | None,
+    plan: Plan,
+) -> _Prepared:
+    if plan.project not in ("auto", "before", "inside"):
+        raise ValueError(f"plan.project: got {plan.project!r}, expected auto, before or inside")
+    params, xs = jax.tree.map(jnp.asarray, (params, xs))
     steps = _checks.time_steps(xs)
     mask = None if mask is None else _checks.time_flags("mask", mask, steps)
     reset = None if reset is None else _checks.time_flags("reset", reset, steps)
@@ -81,8 +203,16 @@ def unroll(
     if mask is not None:  # guard the input: 0 * NaN in a backward pass would be NaN
         xs = jax.tree.map(lambda x: _where(mask, x, jnp.zeros_like(x)), xs)
 
-    def body(old: State, inputs: tuple[Any, Array | None, Array | None]) -> tuple[State, Any]:
+    projected = _deferred.probe(cell.project, params, _one_step(xs))
+    inside = plan.project == "inside" or (
+        plan.project == "auto" and jax.default_backend() == "cpu" and not projected.reasons
+    )
+
+    def body(
+        params: Params, initial: State, old: State, inputs: tuple[Any, Array | None, Array | None]
+    ) -> tuple[State, Any]:
         z, valid, restart = inputs
+        z = cell.project(params, z) if inside else z
         state = old if restart is None else _restart(restart, initial, old)
         new, y = cell.step(params, state, z)
         if valid is None:
@@ -92,8 +222,59 @@ def unroll(
             jax.tree.map(lambda a: jnp.where(valid, a, jnp.zeros_like(a)), y),
         )
 
-    zs = jax.vmap(cell.project, in_axes=(None, 0))(params, xs)
-    return jax.lax.scan(body, state, (zs, mask, reset), reverse=reverse)
+    return _Prepared(
+        params,
+        initial,
+        state,
+        (xs, mask, reset),
+        steps,
+        cell.project,
+        projected,
+        body,
+        inside,
+        plan,
+    )
+
+
+def _probe(p: _Prepared, inputs: Any) -> _deferred.Probe:
+    """What can be deferred in the loop over `inputs`."""
+    return _deferred.probe(p.body, p.params, p.initial, p.state, _one_step(_projected(p, inputs)))
+
+
+def _projected(p: _Prepared, inputs: Any) -> Any:
+    if p.inside:
+        return inputs
+    xs, mask, reset = inputs
+    params = p.params
+    if p.plan.defer:
+        params = _deferred.stand_in(params, p.projected.leaves, _deferred.plain)
+    return jax.vmap(lambda x: p.project(params, x))(xs), mask, reset
+
+
+def _run(p: _Prepared, state: State, inputs: Any, reverse: bool) -> tuple[State, Any]:
+    inputs = _projected(p, inputs)
+    if not p.plan.defer:
+        return jax.lax.scan(
+            lambda state, x: p.body(p.params, p.initial, state, x),
+            state,
+            inputs,
+            reverse=reverse,
+            unroll=p.plan.steps,
+        )
+    return _deferred.scan(
+        p.body,
+        p.params,
+        p.initial,
+        state,
+        inputs,
+        reverse=reverse,
+        unroll=p.plan.steps,
+        ahead=not p.inside and jax.default_backend() == "cpu",
+    )
+
+
+def _one_step(inputs: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
 
 
 def length_mask(length: Any, steps: int) -> Array:

@@ -515,7 +515,7 @@ COMBINE: list[Row] = [
     ),
     (
         "bidirectional: backward reset on padding",
-        "valid = jnp.ones_like(reset) if mask is None else jnp.asarray(mask)",
+        'valid = _checks.time_flags("mask", mask, len(reset))',
         "valid = jnp.ones_like(reset)",
         combine("bidirectional_keeps_packed_sequences_apart"),
     ),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
 from rnn_jax._types import Array, Cell, Initializer, Key
+from rnn_jax.cells.activations import tanh
 
 
 class ElmanParams(NamedTuple):
@@ -22,7 +23,7 @@ def elman(
     input_size: int,
     hidden_size: int,
     *,
-    activation: Callable[[Array], Array] = jnp.tanh,
+    activation: Callable[[Array], Array] = tanh,
     bias: bool = True,
     w_x_init: Initializer = initializers.glorot_uniform(),
     w_h_init: Initializer = initializers.orthogonal(),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
 from rnn_jax._types import Array, Cell, Initializer, Key
+from rnn_jax.cells.activations import sigmoid, tanh
 
 
 class GRUParams(NamedTuple):
@@ -71,10 +72,9 @@ def gru(
         return _init(key, D, H, w_x_init, w_h_init, b_init if bias else None, dtype)
 
     def step(params: GRUParams, h: Array, a: Array) -> tuple[Array, Array]:
-        w_rz, w_n = jnp.split(params.w_h, [2 * H], axis=-1)
         a_rz, a_n = jnp.split(a, [2 * H])
-        r, z = jnp.split(jax.nn.sigmoid(a_rz + h @ w_rz), 2)
-        n = jnp.tanh(a_n + (r * h) @ w_n)
+        r, z = jnp.split(sigmoid(a_rz + h @ params.w_h[:, : 2 * H]), 2)
+        n = tanh(a_n + (r * h) @ params.w_h[:, 2 * H :])
         h = z * h + (1 - z) * n
         return h, h
 
@@ -125,8 +125,8 @@ def gru_reset_after(
     def step(params: GRUParams, h: Array, a: Array) -> tuple[Array, Array]:
         a_rz, a_n = jnp.split(a, [2 * H])
         u_rz, u_n = jnp.split(h @ params.w_h, [2 * H])
-        r, z = jnp.split(jax.nn.sigmoid(a_rz + u_rz), 2)
-        n = jnp.tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))
+        r, z = jnp.split(sigmoid(a_rz + u_rz), 2)
+        n = tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))
         h = z * h + (1 - z) * n
         return h, h
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
 from rnn_jax._types import Array, Cell, Initializer, Key
+from rnn_jax.cells.activations import sigmoid, tanh
 from rnn_jax.cells.lstm import LSTMState
 
 EPSILON = 1e-5
@@ -37,7 +38,7 @@ def layer_norm_elman(
     input_size: int,
     hidden_size: int,
     *,
-    activation: Callable[[Array], Array] = jnp.tanh,
+    activation: Callable[[Array], Array] = tanh,
     w_x_init: Initializer = initializers.glorot_uniform(),
     w_h_init: Initializer = initializers.orthogonal(),
     b_init: Initializer = initializers.zeros,
@@ -179,8 +180,8 @@ def layer_norm_lstm(
     def step(params: LayerNormLSTMParams, state: LSTMState, z: Array) -> tuple[LSTMState, Array]:
         h, c = state
         i, f, g, o = jnp.split(z + params.gain_h * normalize(h @ params.w_h), 4)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(params.gain_c * normalize(c) + params.b_c)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(params.gain_c * normalize(c) + params.b_c)
         return LSTMState(h=h, c=c), h
 
     return Cell(init, init_state, project, step)
@@ -264,8 +265,8 @@ def layer_norm_gru(
     def step(params: LayerNormGRUParams, h: Array, a: Array) -> tuple[Array, Array]:
         a_rz, a_n = jnp.split(a, [2 * H])
         u_rz, u_n = jnp.split(params.gain_h * normalize_gates(h @ params.w_h), [2 * H])
-        r, z = jnp.split(jax.nn.sigmoid(a_rz + u_rz), 2)
-        n = jnp.tanh(a_n + r * (u_n + params.b_n))
+        r, z = jnp.split(sigmoid(a_rz + u_rz), 2)
+        n = tanh(a_n + r * (u_n + params.b_n))
         h = z * h + (1 - z) * n
         return h, h
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
 from rnn_jax._types import Array, Cell, Initializer, Key
+from rnn_jax.cells.activations import sigmoid, tanh
 
 
 class LSTMParams(NamedTuple):
@@ -107,10 +108,10 @@ def lstm(
         i, f, g, o = jnp.split(z + h @ params.w_h, 4)
         if params.w_c is not None:
             i, f = i + params.w_c[0] * c, f + params.w_c[1] * c
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         if params.w_c is not None:
             o = o + params.w_c[2] * c
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        h = sigmoid(o) * tanh(c)
         return LSTMState(h=h, c=c), h
 
     return Cell(init, init_state, project, step)

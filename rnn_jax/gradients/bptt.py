@@ -9,16 +9,21 @@ from rnn_jax.gradients._types import StepLoss, ValueAndGrad, total_loss
 from rnn_jax.unroll import unroll
 
 
-def bptt(cell: Cell, loss: StepLoss) -> ValueAndGrad:
+def bptt(
+    cell: Cell, loss: StepLoss, *, segment: int | None = None, budget: int | None = None
+) -> ValueAndGrad:
     """The exact gradient, by reverse-mode differentiation of the unrolled net.
 
     dL/dtheta = sum_t dL/dh_t dh_t/dtheta,  dL/dh_t = dl_t/dh_t + dL/dh_{t+1} dh_{t+1}/dh_t
 
-    Time and memory grow linearly with T; memory holds what every step needs to go back.
+    Time and memory grow linearly with T; memory holds what every step needs to go back, or, with a
+    `segment` or a `budget`, the states between segments, for one more forward pass.
 
     Args:
       cell: any `Cell`.
       loss: ``(y, target) -> scalar`` of one step.
+      segment: steps in a segment, as in `unroll`.
+      budget: bytes that may be kept, as in `unroll`.
 
     Returns:
       ``value_and_grad(params, state, xs, targets, *, mask=None, key=None) -> ((total, state),
@@ -44,6 +49,7 @@ def bptt(cell: Cell, loss: StepLoss) -> ValueAndGrad:
 
     References:
       Werbos. Backpropagation through time: what it does and how to do it. 1990.
+      Chen, Xu, Zhang, Guestrin. Training deep nets with sublinear memory cost. 2016 (segments).
     """
 
     def value_and_grad(
@@ -58,7 +64,7 @@ def bptt(cell: Cell, loss: StepLoss) -> ValueAndGrad:
         del key
 
         def total(params: Params) -> tuple[Array, State]:
-            final, ys = unroll(cell, params, state, xs, mask=mask)
+            final, ys = unroll(cell, params, state, xs, mask=mask, segment=segment, budget=budget)
             return total_loss(loss, ys, targets, mask), final
 
         return jax.value_and_grad(total, has_aux=True)(params)

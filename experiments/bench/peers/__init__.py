@@ -1,0 +1,18 @@
+"""The libraries, one file each; `OURS` is what they are compared with."""
+
+from experiments.bench.entry import Peer
+from experiments.bench.peers import cudnn, equinox, haiku, keras, linen, nnx, ours, pytorch, scan
+
+OURS = ours.OURS
+PEERS: tuple[Peer, ...] = (
+    linen.PEER,
+    nnx.PEER,
+    equinox.PEER,
+    haiku.PEER,
+    keras.PEER,
+    scan.PEER,
+    pytorch.PEER,
+    ours.PLAIN,
+    ours.TWO_DEVICES,
+)
+GPU_PEERS: tuple[Peer, ...] = (cudnn.JAX, cudnn.TORCH)  # where JAX runs on one

@@ -1,0 +1,34 @@
+"""Activations that keep nothing but their value for the backward pass.
+
+`jax.nn.sigmoid` and `jnp.tanh` keep their derivative too, an array for each gate and step.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rnn_jax._types import Array
+
+
+@jax.custom_jvp
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)); its derivative is s (1 - s)."""
+    return jax.lax.logistic(x)
+
+
+@sigmoid.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    s = sigmoid(primals[0])
+    ds = s * tangents[0]
+    return s, ds - s * ds
+
+
+@jax.custom_jvp
+def tanh(x: Array) -> Array:
+    """tanh(x); its derivative is 1 - s^2."""
+    return jnp.tanh(x)
+
+
+@tanh.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    s = tanh(primals[0])
+    return s, tangents[0] - s * (s * tangents[0])
