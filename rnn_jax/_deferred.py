@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.custom_derivatives import zero_from_primal
 from jax.extend.core import get_opaque_trace_state
 
 from rnn_jax._product import product, row, shifted
-from rnn_jax._types import Array, is_float
+from rnn_jax._types import Array, is_float, vary, varying_axes
 
 Body = Callable[[Any, Any, Any, Any], tuple[Any, Any]]  # (params, rest, carry, x) -> (carry, y)
 
@@ -115,7 +115,7 @@ def probe(function: Callable[..., Any], params: Any, *args: Any) -> Probe:
         except Unfit as error:
             return str(error)
         except Exception as error:
-            return f"used in another way than x @ w, x + b or w[token] ({type(error).__name__})"
+            return f"not only in x @ w, x + b and w[token]: {type(error).__name__}"
         if any(isinstance(const, jax.core.Tracer) for const in consts):
             return "the cell closes over a traced value; put it into the params"
         return None
@@ -262,7 +262,8 @@ def scan(
         channels = share(body, params, rest, carry, one, found)
         like: dict[Any, Any] = {("x", i): x_one[i] for i in inputs}
         like |= {c: site.out for c, site in zip(channels, sites, strict=True) if c[0] == "p"}
-        nothing = {c: jnp.zeros((length, *a.shape), a.dtype) for c, a in like.items()}
+        axes = varying_axes(list(leaves))
+        nothing = {c: vary(jnp.zeros((length, *a.shape), a.dtype), axes) for c, a in like.items()}
         _, push, (out, operands) = jax.linearize(
             outputs, [leaves[i] for i in moving], nothing, has_aux=True
         )
@@ -278,7 +279,7 @@ def scan(
         moved = iter(push([tangents[i] for i in moving], moves))
 
         def tangent(a: Array) -> Any:
-            return next(moved) if is_float(a) else np.zeros(a.shape, jax.dtypes.float0)
+            return next(moved) if is_float(a) else zero_from_primal(a)
 
         return out, jax.tree.map(tangent, out)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rnn_jax._types import Array
 
@@ -65,7 +66,9 @@ def _primitive(name: str, compute: Any, place: int | None) -> Primitive:
     def abstract(*args: Any, **options: Any) -> Any:
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
         out = jax.eval_shape(lambda *args: compute(*args, **options), *shapes)
-        return jax.core.ShapedArray(out.shape, out.dtype)
+        # the rest of the type, such as the axes of a `jax.shard_map`, is that of the first
+        sharding = NamedSharding(args[0].sharding.mesh, PartitionSpec(*[None] * out.ndim))
+        return args[0].update(shape=out.shape, dtype=out.dtype, weak_type=False, sharding=sharding)
 
     def batch(args: Any, dims: Any, **options: Any) -> tuple[Array, int]:
         if place is None or any(d is not None for d in dims[1:]):  # a w for each example

@@ -18,6 +18,22 @@ def is_float(a: Any) -> bool:
     return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
+def varying_axes(tree: Any) -> frozenset[str]:
+    """The axes of a `jax.shard_map` over which any array of `tree` varies."""
+    types = [jax.typeof(a).manual_axis_type for a in jax.tree.leaves(tree)]
+    return frozenset().union(*(t.varying for t in types))
+
+
+def vary(tree: Any, axes: frozenset[str]) -> Any:
+    """`tree` with all arrays varying over all `axes`; a loop needs one type for what it carries."""
+
+    def cast(a: Array) -> Array:
+        missing = tuple(axes - varying_axes(a))
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(cast, tree)
+
+
 class Cell(NamedTuple):
     """A recurrent cell: what is computed at one time step of one sequence.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, _deferred, _segments
-from rnn_jax._types import Array, Cell, Params, State
+from rnn_jax._types import Array, Cell, Params, State, vary, varying_axes
 
 
 class Plan(NamedTuple):
@@ -88,19 +88,18 @@ def unroll(
       >>> print(state, ys.ravel())
       [5.] [1. 2. 5.]
     """
-    prepared = _prepare(cell, params, state, xs, mask, reset, plan)
-    state, inputs, steps = prepared.state, prepared.inputs, prepared.steps
+    loop = _prepare(cell, params, state, xs, mask, reset, plan)
 
     def run(state: State, inputs: Any) -> tuple[State, Any]:
-        return _run(prepared, state, inputs, reverse)
+        return _run(loop, state, inputs, reverse)
 
     if budget is not None:
         if segment is not None:
             raise ValueError("segment, budget: got both, expected one of them")
-        segment = _segments.within(budget, run, state, inputs, steps)
-    if segment is None or _checks.positive_int("segment", segment) >= steps:
-        return run(state, inputs)
-    return _segments.scan(run, state, inputs, steps, segment, reverse)
+        segment = _segments.within(budget, run, loop.state, loop.inputs, loop.steps)
+    if segment is None or _checks.positive_int("segment", segment) >= loop.steps:
+        return run(loop.state, loop.inputs)
+    return _segments.scan(run, loop.state, loop.inputs, loop.steps, segment, reverse)
 
 
 class Explanation(NamedTuple):
@@ -141,33 +140,29 @@ def explain(
       params.w_x: gradient deferred
       params.w_h: gradient deferred
       params.b: gradient deferred
-      params.gain: gradient in the loop (occurs in more than x @ w, x + b and w[token])
+      params.gain: gradient in the loop (not only in x @ w, x + b and w[token]: TypeError)
     """
-    prepared = _prepare(cell, params, state, xs, mask, reset, plan)
+    loop = _prepare(cell, params, state, xs, mask, reset, plan)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    project = "inside" if prepared.inside else "before"
-    if not plan.defer:
-        why = "the plan does not defer"
+    project = "inside" if loop.inside else "before"
+    if why := _plain(plan):
         return Explanation(project, (), dict.fromkeys(paths, why))
-    probe = _probe(prepared, prepared.inputs)
-    return Explanation(
-        project,
-        tuple(paths[i] for i in probe.leaves),
-        {paths[i]: why for i, why in probe.reasons.items()},
-    )
+    x = _one_step(jax.eval_shape(loop.project, loop.inputs))
+    found = _deferred.probe(loop.body, loop.params, loop.initial, loop.state, x)
+    in_loop = {paths[i]: why for i, why in found.reasons.items()}
+    return Explanation(project, tuple(paths[i] for i in found.leaves), in_loop)
 
 
-class _Prepared(NamedTuple):
-    """Checked arguments, and the body of the loop."""
+class _Loop(NamedTuple):
+    """Checked arguments, and the functions that run over them."""
 
     params: Params
     initial: State
     state: State
     inputs: tuple[Any, Array | None, Array | None]  # xs, mask, reset
     steps: int
-    project: Any  # (params, x) -> what body reads
-    projected: _deferred.Probe  # what project uses of the params
-    body: Any  # (params, initial, state, (z, valid, restart)) -> (state, y)
+    project: Any  # inputs of some steps -> what body reads in these steps
+    body: Any  # (params, initial, state, one step of it) -> (state, y)
     inside: bool
     plan: Plan
 
@@ -180,7 +175,7 @@ def _prepare(
     mask: Array | None,
     reset: Array | None,
     plan: Plan,
-) -> _Prepared:
+) -> _Loop:
     if plan.project not in ("auto", "before", "inside"):
         raise ValueError(f"plan.project: got {plan.project!r}, expected auto, before or inside")
     params, xs = jax.tree.map(jnp.asarray, (params, xs))
@@ -193,7 +188,9 @@ def _prepare(
         jax.eval_shape(cell.init, jax.random.key(0)),
         "They come from the init of this cell; map stacked params over their axis with jax.vmap.",
     )
-    initial = cell.init_state(params)
+    axes = varying_axes((params, state, xs, mask, reset))
+    params, state, xs = vary((params, state, xs), axes)
+    initial = vary(cell.init_state(params), axes)
     if state is None:
         state = initial
     else:
@@ -203,10 +200,19 @@ def _prepare(
     if mask is not None:  # guard the input: 0 * NaN in a backward pass would be NaN
         xs = jax.tree.map(lambda x: _where(mask, x, jnp.zeros_like(x)), xs)
 
-    projected = _deferred.probe(cell.project, params, _one_step(xs))
+    found = _deferred.probe(cell.project, params, _one_step(xs))
     inside = plan.project == "inside" or (
-        plan.project == "auto" and jax.default_backend() == "cpu" and not projected.reasons
+        plan.project == "auto" and jax.default_backend() == "cpu" and not found.reasons
     )
+
+    def project(inputs: Any) -> Any:
+        if inside:
+            return inputs
+        xs, mask, reset = inputs
+        weights = params
+        if not _plain(plan):
+            weights = _deferred.stand_in(params, found.leaves, _deferred.plain)
+        return jax.vmap(lambda x: cell.project(weights, x))(xs), mask, reset
 
     def body(
         params: Params, initial: State, old: State, inputs: tuple[Any, Array | None, Array | None]
@@ -222,55 +228,36 @@ def _prepare(
             jax.tree.map(lambda a: jnp.where(valid, a, jnp.zeros_like(a)), y),
         )
 
-    return _Prepared(
-        params,
-        initial,
-        state,
-        (xs, mask, reset),
-        steps,
-        cell.project,
-        projected,
-        body,
-        inside,
-        plan,
-    )
+    return _Loop(params, initial, state, (xs, mask, reset), steps, project, body, inside, plan)
 
 
-def _probe(p: _Prepared, inputs: Any) -> _deferred.Probe:
-    """What can be deferred in the loop over `inputs`."""
-    return _deferred.probe(p.body, p.params, p.initial, p.state, _one_step(_projected(p, inputs)))
-
-
-def _projected(p: _Prepared, inputs: Any) -> Any:
-    if p.inside:
-        return inputs
-    xs, mask, reset = inputs
-    params = p.params
-    if p.plan.defer:
-        params = _deferred.stand_in(params, p.projected.leaves, _deferred.plain)
-    return jax.vmap(lambda x: p.project(params, x))(xs), mask, reset
-
-
-def _run(p: _Prepared, state: State, inputs: Any, reverse: bool) -> tuple[State, Any]:
-    inputs = _projected(p, inputs)
-    if not p.plan.defer:
-        return jax.lax.scan(
-            lambda state, x: p.body(p.params, p.initial, state, x),
+def _run(loop: _Loop, state: State, inputs: Any, reverse: bool) -> tuple[State, Any]:
+    xs = loop.project(inputs)
+    if not _plain(loop.plan):
+        return _deferred.scan(
+            loop.body,
+            loop.params,
+            loop.initial,
             state,
-            inputs,
+            xs,
             reverse=reverse,
-            unroll=p.plan.steps,
+            unroll=loop.plan.steps,
+            ahead=not loop.inside and jax.default_backend() == "cpu",
         )
-    return _deferred.scan(
-        p.body,
-        p.params,
-        p.initial,
-        state,
-        inputs,
-        reverse=reverse,
-        unroll=p.plan.steps,
-        ahead=not p.inside and jax.default_backend() == "cpu",
-    )
+
+    def step(old: State, x: Any) -> tuple[State, Any]:
+        return loop.body(loop.params, loop.initial, old, x)
+
+    return jax.lax.scan(step, state, xs, reverse=reverse, unroll=loop.plan.steps)
+
+
+def _plain(plan: Plan) -> str:
+    """Why the loop is a plain `jax.lax.scan`; empty if it is not."""
+    if not plan.defer:
+        return "the plan does not defer"
+    if jax.sharding.get_abstract_mesh().explicit_axes:
+        return "the mesh has explicit axes; with AxisType.Auto it can be deferred"
+    return ""
 
 
 def _one_step(inputs: Any) -> Any:

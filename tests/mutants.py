@@ -107,11 +107,11 @@ LSTM: list[Row] = [
     ("gates i and f swapped", "i, f, g, o = jnp.split(z", "f, i, g, o = jnp.split(z", loop("lstm")),
     ("gates g and o swapped", "i, f, g, o = jnp.split(z", "i, f, o, g = jnp.split(z", loop("lstm")),
     ("recurrence dropped", "jnp.split(z + h @ params.w_h, 4)", "jnp.split(z, 4)", loop("lstm")),
-    ("never forgets", "c = jax.nn.sigmoid(f) * c +", "c = c +", loop("lstm")),
+    ("never forgets", "c = sigmoid(f) * c +", "c = c +", loop("lstm")),
     (
         "output without tanh",
-        "jax.nn.sigmoid(o) * jnp.tanh(c)",
-        "jax.nn.sigmoid(o) * c",
+        "sigmoid(o) * tanh(c)",
+        "sigmoid(o) * c",
         loop("lstm"),
     ),
     (
@@ -124,14 +124,14 @@ LSTM: list[Row] = [
     (
         "peephole of o sees the old memory",
         """\
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         if params.w_c is not None:
             o = o + params.w_c[2] * c
 """,
         """\
         if params.w_c is not None:
             o = o + params.w_c[2] * c
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
 """,
         loop("lstm peepholes"),
     ),
@@ -143,8 +143,8 @@ LSTM: list[Row] = [
     ),
     (
         "gradient cut at the memory",
-        "jax.nn.sigmoid(f) * c",
-        "jax.nn.sigmoid(f) * jax.lax.stop_gradient(c)",
+        "sigmoid(f) * c",
+        "sigmoid(f) * jax.lax.stop_gradient(c)",
         slope("lstm"),
     ),
     (
@@ -155,10 +155,8 @@ LSTM: list[Row] = [
     ),
 ]
 
-CANDIDATE = "        n = jnp.tanh(a_n + (r * h) @ w_n)\n"
-CANDIDATE_AFTER = (
-    "        n = jnp.tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))\n"
-)
+CANDIDATE = "        n = tanh(a_n + (r * h) @ params.w_h[:, 2 * H :])\n"
+CANDIDATE_AFTER = "        n = tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))\n"
 UPDATE = "        h = z * h + (1 - z) * n\n"
 FLIPPED = "        h = (1 - z) * h + z * n\n"
 
@@ -166,13 +164,23 @@ GRU: list[Row] = [
     ("z and 1 - z exchanged", CANDIDATE + UPDATE, CANDIDATE + FLIPPED, loop("gru")),
     (
         "gates r and z swapped",
-        "r, z = jnp.split(jax.nn.sigmoid(a_rz + h @",
-        "z, r = jnp.split(jax.nn.sigmoid(a_rz + h @",
+        "r, z = jnp.split(sigmoid(a_rz + h @",
+        "z, r = jnp.split(sigmoid(a_rz + h @",
         loop("gru"),
     ),
-    ("reset after the product", "(r * h) @ w_n", "r * (h @ w_n)", loop("gru")),
-    ("reset dropped", "(r * h) @ w_n", "h @ w_n", loop("gru")),
-    ("gates without recurrence", "sigmoid(a_rz + h @ w_rz)", "sigmoid(a_rz)", loop("gru")),
+    (
+        "reset after the product",
+        "(r * h) @ params.w_h[:, 2 * H :]",
+        "r * (h @ params.w_h[:, 2 * H :])",
+        loop("gru"),
+    ),
+    ("reset dropped", "(r * h) @ ", "h @ ", loop("gru")),
+    (
+        "gates without recurrence",
+        "sigmoid(a_rz + h @ params.w_h[:, : 2 * H])",
+        "sigmoid(a_rz)",
+        loop("gru"),
+    ),
     ("bias dropped", *BIAS_DROPPED, loop("gru")),
 ]
 GRU_RESET_AFTER: list[Row] = [
@@ -184,8 +192,8 @@ GRU_RESET_AFTER: list[Row] = [
     ),
     (
         "gates r and z swapped",
-        "r, z = jnp.split(jax.nn.sigmoid(a_rz + u_rz)",
-        "z, r = jnp.split(jax.nn.sigmoid(a_rz + u_rz)",
+        "r, z = jnp.split(sigmoid(a_rz + u_rz)",
+        "z, r = jnp.split(sigmoid(a_rz + u_rz)",
         loop("gru_reset_after"),
     ),
     (
@@ -378,20 +386,20 @@ UNROLL: list[Row] = [
     ),
     (
         "reverse ignored",
-        "reverse=reverse)",
-        "reverse=False)",
+        "_run(loop, state, inputs, reverse)\n\n",
+        "_run(loop, state, inputs, False)\n\n",
         law("reverse_twice_is_the_identity[elman]"),
     ),
     (
-        "reversed outputs in the order of running",
-        "(zs, mask, reset), reverse=reverse)",
-        "jax.tree.map(lambda a: a[::-1] if reverse else a, (zs, mask, reset)))",
+        "reversed in the order of running",
+        "_run(loop, state, inputs, reverse)\n\n",
+        "_run(loop, state, jax.tree.map(lambda a: a[::-1] if reverse else a, inputs), False)\n\n",
         law("reverse_twice_is_the_identity[elman]"),
     ),
     (
         "given state ignored",
-        "jax.lax.scan(body, state, (",
-        "jax.lax.scan(body, initial, (",
+        "return run(loop.state, loop.inputs)",
+        "return run(loop.initial, loop.inputs)",
         law("split_is_the_whole[elman]"),
     ),
     (
@@ -402,8 +410,8 @@ UNROLL: list[Row] = [
     ),
     (
         "inputs one step late",
-        "in_axes=(None, 0))(params, xs)",
-        "in_axes=(None, 0))(params, jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), xs))",
+        "return run(loop.state, loop.inputs)",
+        "return run(loop.state, jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), loop.inputs))",
         law("scan_is_the_loop[elman]"),
     ),
     (
@@ -884,14 +892,14 @@ GRADIENTS: list[Row] = [
 BPTT: list[Row] = [
     (
         "mask not given to the net",
-        "unroll(cell, params, state, xs, mask=mask)",
-        "unroll(cell, params, state, xs)",
+        "cell, params, state, xs, mask=mask, segment",
+        "cell, params, state, xs, segment",
         gradients("padding_reaches_nothing[gru-bptt]"),
     ),
     (
         "given state ignored",
-        "unroll(cell, params, state, xs, mask=mask)",
-        "unroll(cell, params, None, xs, mask=mask)",
+        "cell, params, state, xs, mask=mask, segment",
+        "cell, params, None, xs, mask=mask, segment",
         gradients("the_state_goes_on[bptt]"),
     ),
 ]

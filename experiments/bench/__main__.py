@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from experiments.bench import command, measure, report
 from experiments.bench.config import QUICK, BadInput, Config, cases
-from experiments.bench.peers import GPU_PEERS, OURS, PEERS
+from experiments.bench.peers import GPU_PEERS, OURS, PEERS, PLANS
 
 _PROGRAM = "python -m experiments.bench"
 
@@ -24,7 +24,7 @@ def run(config: Config) -> None:
     """Measures each case, and writes what there is after each."""
     wanted = cases(config)
     command.two_cpu_devices()
-    peers, skipped = measure.available(_chosen(config.peers))
+    peers, skipped = measure.available(PLANS if config.plans else _chosen(config.peers))
     print(*skipped, sep="\n", end="\n" if skipped else "")
     folder = command.new_folder(config.run)
     rows: list[dict] = []

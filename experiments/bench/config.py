@@ -50,6 +50,8 @@ class Config:
     directions, and with lengths. This takes hours."""
     peers: tuple[str, ...] = ()
     """Entries to compare with, by a part of the name, such as torch or linen; default: all."""
+    plans: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compare the plans of our unroll with its default, instead of other libraries."""
 
     seconds: float = 20.0
     """How long the rounds of a row go on."""

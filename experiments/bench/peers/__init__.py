@@ -4,6 +4,7 @@ from experiments.bench.entry import Peer
 from experiments.bench.peers import cudnn, equinox, haiku, keras, linen, nnx, ours, pytorch, scan
 
 OURS = ours.OURS
+PLANS = ours.PLANS
 PEERS: tuple[Peer, ...] = (
     linen.PEER,
     nnx.PEER,

@@ -67,3 +67,14 @@ TWO_DEVICES = Peer(
     lambda case: len(jax.devices()) > 1 and case.B % 2 == 0,
     _two_devices,
 )
+PLANS = tuple(
+    Peer(name, None, lambda case: True, partial(_entry, plan=plan))
+    for name, plan in {
+        "inside": rnn_jax.Plan(project="inside"),
+        "before": rnn_jax.Plan(project="before"),
+        "inside, not deferred": rnn_jax.Plan(project="inside", defer=False),
+        "before, not deferred": PLAIN_SCAN,
+        "2 steps a turn": rnn_jax.Plan(steps=2),
+        "4 steps a turn": rnn_jax.Plan(steps=4),
+    }.items()
+)
