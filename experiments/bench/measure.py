@@ -41,7 +41,8 @@ def build(
         if peer.can(case):
             say(f"compiling {peer.name}")
             entry = entries[peer.name] = peer.build(problem)
-            check_same(peer.name, entry.results, entries[ours.name].results, tolerance)
+            if entry.results:  # the products alone compute something else
+                check_same(peer.name, entry.results, entries[ours.name].results, tolerance)
     return problem, entries
 
 

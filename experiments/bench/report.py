@@ -69,7 +69,8 @@ def tables(rows: Sequence[dict], peers: Sequence[str], rate: float, about: dict)
             "",
             "Time of each over the time of ours (above 1, ours is faster): median [quartiles] of "
             "the paired ratios. Limit: the time that the necessary matrix products take at the "
-            "measured rate, over our time.",
+            "measured rate, over our time. Products alone: the same products in their shapes and "
+            "order, without anything else.",
             "",
             *_table(
                 ["work", "B, T, D, H", "ours, ms", "limit", *peers],

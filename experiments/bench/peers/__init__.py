@@ -1,7 +1,18 @@
 """The libraries, one file each; `OURS` is what they are compared with."""
 
 from experiments.bench.entry import Peer
-from experiments.bench.peers import cudnn, equinox, haiku, keras, linen, nnx, ours, pytorch, scan
+from experiments.bench.peers import (
+    cudnn,
+    equinox,
+    haiku,
+    keras,
+    linen,
+    nnx,
+    ours,
+    products,
+    pytorch,
+    scan,
+)
 
 OURS = ours.OURS
 PLANS = ours.PLANS
@@ -15,5 +26,6 @@ PEERS: tuple[Peer, ...] = (
     pytorch.PEER,
     ours.PLAIN,
     ours.TWO_DEVICES,
+    products.PEER,
 )
 GPU_PEERS: tuple[Peer, ...] = (cudnn.JAX, cudnn.TORCH)  # where JAX runs on one
