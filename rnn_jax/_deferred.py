@@ -17,12 +17,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import zero_from_primal
-from jax.extend.core import get_opaque_trace_state
+from jax.extend.core import Jaxpr, get_opaque_trace_state, subjaxprs
 
 from rnn_jax._product import product, row, shifted
 from rnn_jax._types import Array, is_float, vary, varying_axes
 
 Body = Callable[[Any, Any, Any, Any], tuple[Any, Any]]  # (params, rest, carry, x) -> (carry, y)
+
+
+# JAX transposes these when it differentiates a scan, but not once they have been linearized.
+NOT_LINEARIZED = {"cond", "while", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
 
 class Unfit(TypeError):
@@ -50,10 +54,17 @@ class Weight:
     def __getitem__(self, index: Any) -> Any:
         if self.ndim == 2 and isinstance(index, jax.Array) and index.ndim == 0:
             return self.apply(self, index)
+        if any(isinstance(i, jax.Array) for i in jax.tree.leaves(index)):
+            raise Unfit("parts of it are taken by an array")
         part = Weight(self.leaf, self.array, self.apply, lambda a: self.view(a)[index])
         if part.ndim != self.ndim:
             raise Unfit(f"a part of shape {part.shape} is taken out of it")
         return part
+
+    def __eq__(self, other: object) -> bool:
+        raise Unfit("it is compared")
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def T(self) -> "Weight":
@@ -111,14 +122,15 @@ def probe(function: Callable[..., Any], params: Any, *args: Any) -> Probe:
 
         sites.clear()
         try:
-            consts = jax.make_jaxpr(trace)(params, *args).consts
+            traced = jax.make_jaxpr(trace)(params, *args)
         except Unfit as error:
             return str(error)
         except Exception as error:
             return f"not only in x @ w, x + b and w[token]: {type(error).__name__}"
-        if any(isinstance(const, jax.core.Tracer) for const in consts):
+        if any(isinstance(const, jax.core.Tracer) for const in traced.consts):
             return "the cell closes over a traced value; put it into the params"
-        return None
+        found = NOT_LINEARIZED & primitives(traced.jaxpr)
+        return f"the cell uses {min(found)}" if found else None
 
     leaves = [i for i, a in enumerate(jax.tree.leaves(params)) if a.ndim in (1, 2) and is_float(a)]
     reasons: dict[int, str] = {}
@@ -129,6 +141,12 @@ def probe(function: Callable[..., Any], params: Any, *args: Any) -> Probe:
         if (together := failure(leaves)) is not None:
             return Probe((), (), reasons | {i: together for i in leaves})
     return Probe(tuple(leaves), tuple(sites), reasons)
+
+
+def primitives(jaxpr: Jaxpr) -> set[str]:
+    """The names of all operations, those of inner functions included."""
+    inner = (primitives(j) for j in subjaxprs(jaxpr))
+    return {eqn.primitive.name for eqn in jaxpr.eqns}.union(*inner)
 
 
 def stand_in(params: Any, leaves: Sequence[int], apply: Callable[[Weight, Array], Array]) -> Any:
@@ -244,6 +262,10 @@ def scan(
         )
         return (carry, ys), [None if i is None else operands[i] for i in places]
 
+    everything = jax.tree.leaves((params, rest, carry, xs))
+    if not sites:
+        return loop(everything, {})[0]
+
     @jax.custom_jvp
     def run(*leaves: Array) -> tuple[Any, Any]:
         return loop(leaves, {})[0]
@@ -283,7 +305,7 @@ def scan(
 
         return out, jax.tree.map(tangent, out)
 
-    return run(*jax.tree.leaves((params, rest, carry, xs)))
+    return run(*everything)
 
 
 @jax.custom_jvp

@@ -128,7 +128,7 @@ def _shifted_transpose(ct: Any, x: Any, b: Any) -> tuple[Any, Any]:
         return None, None
     return (
         ct if ad.is_undefined_primal(x) else None,
-        ct.sum(axis=range(ct.ndim - 1)) if ad.is_undefined_primal(b) else None,
+        jnp.sum(ct, axis=tuple(range(ct.ndim - 1))) if ad.is_undefined_primal(b) else None,
     )
 
 

@@ -181,7 +181,12 @@ GRU: list[Row] = [
         "sigmoid(a_rz)",
         loop("gru"),
     ),
-    ("bias dropped", *BIAS_DROPPED, loop("gru")),
+    (
+        "bias dropped",
+        "return (a_rz, a_n) if params.b is None else",
+        "return (a_rz, a_n) if True else",
+        loop("gru"),
+    ),
 ]
 GRU_RESET_AFTER: list[Row] = [
     (
@@ -987,6 +992,184 @@ CHAR_LM_GENERATING: list[Row] = [
     ),
 ]
 
+
+def deferred(test: str) -> str:
+    return f"test_deferred.py::test_{test}"
+
+
+def product(test: str) -> str:
+    return f"test_product.py::test_{test}"
+
+
+DEFERRED: list[Row] = [
+    (
+        "one array for all cotangents",
+        "channels.append(next(channel for channel, other in known if other is ct))",
+        'channels.append(("p", 0))',
+        deferred("what_is_deferred[tied]"),
+    ),
+    (
+        "a bias without influence",
+        "moves[c] = shifted(moves.get(c, nothing[c]), d)",
+        "moves[c] = moves.get(c, nothing[c])",
+        deferred("what_is_deferred[bias elsewhere]"),
+    ),
+    (
+        "only the last influence",
+        "moves[c] = moves[c] + move if c in moves else move",
+        "moves[c] = move",
+        deferred("what_is_deferred[twice in a sum]"),
+    ),
+    (
+        "inputs without influence",
+        '("x", i): tangents[first_x + i] for i in inputs',
+        '("x", i): jnp.zeros_like(tangents[first_x + i]) for i in inputs',
+        deferred("values_and_gradients[elman]"),
+    ),
+    (
+        "other params without influence",
+        "push([tangents[i] for i in moving], moves)",
+        "push([jnp.zeros_like(tangents[i]) for i in moving], moves)",
+        deferred("values_and_gradients[layer_norm_elman]"),
+    ),
+    (
+        "operands of the first site",
+        "None if i is None else operands[i] for i in places",
+        "None if i is None else operands[0] for i in places",
+        deferred("what_is_deferred[tied]"),
+    ),
+    (
+        "weight of the first site",
+        "_apply(h, *weights[site])",
+        "_apply(h, *weights[0])",
+        deferred("what_is_deferred[tied]"),
+    ),
+    (
+        "gradient of the whole instead of the part",
+        "d = site.weight.view(tangents[site.weight.leaf])",
+        "d = tangents[site.weight.leaf]",
+        deferred("what_is_deferred[transposed]"),
+    ),
+    (
+        "perturbed at the first site",
+        '("p", site), p)',
+        '("p", 0), p)',
+        deferred("values_and_gradients[elman]"),
+    ),
+    (
+        "perturbation without a tangent",
+        "tangents[0] + tangents[1]",
+        "tangents[0]",
+        deferred("values_and_gradients[elman]"),
+    ),
+    (
+        "next step read ahead in reverse",
+        "t = jnp.maximum(order - 1, 0) if reverse else jnp",
+        "t = jnp",
+        deferred("without_masks[reverse-lstm]"),
+    ),
+    (
+        "first step read ahead in reverse",
+        "xs[i][-1 if reverse else 0]",
+        "xs[i][0]",
+        deferred("without_masks[reverse-lstm]"),
+    ),
+    (
+        "a token taken for a vector",
+        "move = product(x, d) if is_float(x) else d[x]",
+        "move = product(x, d)",
+        deferred("values_and_gradients[embed]"),
+    ),
+    (
+        "traced values not seen",
+        "if any(isinstance(const, jax.core.Tracer) for const in traced.consts):",
+        "if not isinstance(traced.consts, list):",
+        deferred("a_traced_value_is_explained"),
+    ),
+    (
+        "other transformations not seen",
+        "if get_opaque_trace_state() != home[-1]:",
+        "if not home:",
+        deferred("what_is_not_deferred[in jit]"),
+    ),
+    (
+        "nothing deferred where one weight cannot be",
+        "reasons = {i: reason for i, reason in found.items() if reason is not None}",
+        "reasons = {}",
+        deferred("what_is_not_deferred[einsum]"),
+    ),
+    (
+        "a matrix that is indexed by a number taken for a vector",
+        "if part.ndim != self.ndim:",
+        "if part.ndim == 0:",
+        deferred("what_is_not_deferred[row by a number]"),
+    ),
+    (
+        "nothing deferred",
+        "return run(*everything)",
+        "return loop(everything, {})[0]",
+        deferred("the_gradient_is_not_summed_in_the_loop"),
+    ),
+]
+PRODUCT: list[Row] = [
+    (
+        "x without a tangent",
+        "if type(dx) is not ad.Zero:",
+        "if type(dx) is not ad.Zero and type(dw) is ad.Zero:",
+        product("equals_what_it_stands_for[vector @ w]"),
+    ),
+    (
+        "w without a tangent",
+        "if type(dw) is not ad.Zero:",
+        "if type(dw) is not ad.Zero and type(dx) is ad.Zero:",
+        product("equals_what_it_stands_for[vector @ w]"),
+    ),
+    (
+        "x before the product with w.T",
+        "product_p.bind(ct, w_t, w, precision",
+        "product_p.bind(-ct, w_t, w, precision",
+        product("equals_what_it_stands_for[matrix @ w]"),
+    ),
+    (
+        "w.T not transposed with w",
+        "product_p.bind(y, ct.T, ct, precision",
+        "product_p.bind(y, ct.T, jnp.zeros_like(ct), precision",
+        product("derivatives_equal_finite_differences[outer of matrices]"),
+    ),
+    (
+        "axis of the batch said to be in front",
+        "return out, place - 1 if place > 0 else out.ndim + place",
+        "return out, 0",
+        product("vmap[(0, None)-matrix @ w]"),
+    ),
+    (
+        "axis of the batch in front",
+        "primitive.bind(jnp.moveaxis(args[0], dims[0], place), *args[1:], **options)\n"
+        "        return out, place - 1 if place > 0 else out.ndim + place",
+        "primitive.bind(jnp.moveaxis(args[0], dims[0], 0), *args[1:], **options)\n"
+        "        return out, 0",
+        product("an_axis_of_vmap_goes_behind_time"),
+    ),
+    (
+        "one w for all examples",
+        "if place is None or any(d is not None for d in dims[1:]):",
+        "if place is None or dims[0] is None:",
+        product("nested_vmap[seeds-matrix @ w]"),
+    ),
+    (
+        "bias without a tangent",
+        "dx = shifted_p.bind(ad.instantiate_zeros(dx), db)",
+        "dx = ad.instantiate_zeros(dx)",
+        product("equals_what_it_stands_for[matrix + b]"),
+    ),
+    (
+        "gradient of a row in the first row",
+        "jax.lax.dynamic_update_index_in_dim(zeros, ct, t, 0)",
+        "jax.lax.dynamic_update_index_in_dim(zeros, ct, 0, 0)",
+        product("equals_what_it_stands_for[row of a vector]"),
+    ),
+]
+
 MUTANTS = [
     *table("elman", "rnn_jax/cells/elman.py", ELMAN),
     *table("lstm", "rnn_jax/cells/lstm.py", LSTM),
@@ -1009,4 +1192,6 @@ MUTANTS = [
     *table("char_lm", "experiments/char_lm/model.py", CHAR_LM),
     *table("char_lm", "experiments/char_lm/data.py", CHAR_LM_DATA),
     *table("char_lm", "experiments/char_lm/generating.py", CHAR_LM_GENERATING),
+    *table("deferred", "rnn_jax/_deferred.py", DEFERRED),
+    *table("product", "rnn_jax/_product.py", PRODUCT),
 ]

@@ -71,8 +71,8 @@ def gru(
     def init(key: Key) -> GRUParams:
         return _init(key, D, H, w_x_init, w_h_init, b_init if bias else None, dtype)
 
-    def step(params: GRUParams, h: Array, a: Array) -> tuple[Array, Array]:
-        a_rz, a_n = jnp.split(a, [2 * H])
+    def step(params: GRUParams, h: Array, a: tuple[Array, Array]) -> tuple[Array, Array]:
+        a_rz, a_n = a
         r, z = jnp.split(sigmoid(a_rz + h @ params.w_h[:, : 2 * H]), 2)
         n = tanh(a_n + (r * h) @ params.w_h[:, 2 * H :])
         h = z * h + (1 - z) * n
@@ -98,7 +98,7 @@ def gru_reset_after(
     n =  tanh(x W_xn + r * (h W_hn + b_hn) + b_n)
     h' = z * h + (1 - z) * n,  y = h'
 
-    One product for all gates makes it faster than `gru`. Arguments, result and errors are those
+    No product has to wait for the reset gate. Arguments, result and errors are those
     of `gru`; b_hn starts at zero.
 
     Example:
@@ -122,9 +122,9 @@ def gru_reset_after(
         params = _init(key, D, H, w_x_init, w_h_init, b_init if bias else None, dtype)
         return params._replace(b_n=jnp.zeros(H, dtype)) if bias else params
 
-    def step(params: GRUParams, h: Array, a: Array) -> tuple[Array, Array]:
-        a_rz, a_n = jnp.split(a, [2 * H])
-        u_rz, u_n = jnp.split(h @ params.w_h, [2 * H])
+    def step(params: GRUParams, h: Array, a: tuple[Array, Array]) -> tuple[Array, Array]:
+        a_rz, a_n = a
+        u_rz, u_n = h @ params.w_h[:, : 2 * H], h @ params.w_h[:, 2 * H :]
         r, z = jnp.split(sigmoid(a_rz + u_rz), 2)
         n = tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))
         h = z * h + (1 - z) * n
@@ -156,9 +156,10 @@ def _init_state(H: int) -> Any:
 
 
 def _project(D: int) -> Any:
-    def project(params: GRUParams, x: Array) -> Array:
+    def project(params: GRUParams, x: Array) -> tuple[Array, Array]:
         _checks.input_vector(x, D, params.w_x.dtype)
-        z = x @ params.w_x
-        return z if params.b is None else z + params.b
+        rz = 2 * (params.w_x.shape[1] // 3)
+        a_rz, a_n = x @ params.w_x[:, :rz], x @ params.w_x[:, rz:]
+        return (a_rz, a_n) if params.b is None else (a_rz + params.b[:rz], a_n + params.b[rz:])
 
     return project
