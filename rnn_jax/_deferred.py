@@ -211,14 +211,16 @@ def scan(
     first_x = tree.num_leaves - len(x_leaves)
     inputs = [i for i, a in enumerate(x_leaves) if is_float(a)]
     sites, ahead = found.sites, ahead and length > 0
+    same_object = length > 0 and not jax.config.jax_disable_jit  # type: ignore[attr-defined]
 
     def loop(leaves: Sequence[Array], perturbations: dict[Any, Array]) -> tuple[Any, list[Any]]:
-        """The scan, and the operand of each site in every step."""
+        """The scan, and the operand of each site in every step: all, or all but the first one."""
         params, rest, carry, _ = tree.unflatten(leaves)
         xs: list[Any] = list(leaves[first_x:])
         weights = [site.weight.view(leaves[site.weight.leaf]) for site in sites]
         weights = [(w, w.T) if w.ndim == 2 else (w,) for w in weights]
         places: list[Any] = []  # where each site finds its operand
+        outputs: dict[int, tuple[int, int]] = {}  # operand -> leaves of ys and carry that it is
 
         def perturbed(y: Array, channel: tuple[str, int], p: dict[Any, Array]) -> Array:
             return _perturb(y, p[channel]) if channel in p else y
@@ -242,8 +244,16 @@ def scan(
                 places.append(list(operands).index(id(h)) if weight.ndim == 2 else None)
                 return perturbed(_apply(h, *weights[site]), ("p", site), p)
 
+            old = jax.tree.leaves(carry)
             carry, y = body(stand_in(params, found.leaves, apply), rest, carry, x_tree.unflatten(x))
-            return (carry, current), (y, list(operands.values()))
+            new, emitted = jax.tree.leaves(carry), list(map(id, jax.tree.leaves(y)))
+            outputs.clear()
+            for k, h in enumerate(operands.values()):
+                for j, (before, after) in enumerate(zip(old, new, strict=True)):
+                    if same_object and h is before and id(after) in emitted:
+                        outputs[k] = emitted.index(id(after)), j
+            kept = {k: h for k, h in enumerate(operands.values()) if k not in outputs}
+            return (carry, current), (y, kept)
 
         start: list[Array] = []
         t, scanned = None, xs
@@ -260,6 +270,9 @@ def scan(
             reverse=reverse,
             unroll=unroll,
         )
+        for k, (i, j) in outputs.items():
+            first = jax.tree.leaves(tree.unflatten(leaves)[2])[j]
+            operands[k] = _Earlier(jax.tree.leaves(ys)[i], first)
         return (carry, ys), [None if i is None else operands[i] for i in places]
 
     everything = jax.tree.leaves((params, rest, carry, xs))
@@ -296,7 +309,12 @@ def scan(
             if d.ndim == 1:
                 moves[c] = shifted(moves.get(c, nothing[c]), d)
                 continue
-            move = product(x, d) if is_float(x) else d[x]
+            if isinstance(x, _Earlier):
+                move = x.times(d, reverse)
+            elif is_float(x):
+                move = product(x, d)
+            else:
+                move = d[x]
             moves[c] = moves[c] + move if c in moves else move
         moved = iter(push([tangents[i] for i in moving], moves))
 
@@ -306,6 +324,25 @@ def scan(
         return out, jax.tree.map(tangent, out)
 
     return run(*everything)
+
+
+class _Earlier(NamedTuple):
+    """What a step read that the step before had put out: one array less to keep."""
+
+    ys: Array  # [T, ...]
+    first: Array  # [...], what the first step read
+
+    def times(self, w: Array, reverse: bool) -> Array:
+        """All of it @ w, without a copy of a batch into another order."""
+        steps = len(self.ys)
+        before, after = (0, 1) if reverse else (1, 0)
+        rest = [(0, 0, 0)] * (self.ys.ndim - 1)
+        zero = jnp.zeros((), self.ys.dtype)
+        earlier = self.ys[1:] if reverse else self.ys[:-1]
+        ys = product(jax.lax.pad(earlier, zero, [(before, after, 0), *rest]), w)
+        first = jnp.where(False, self.ys[0], self.first)  # mapped as ys is
+        sides = (steps - 1, 0) if reverse else (0, steps - 1)
+        return ys + jax.lax.pad(product(first[None], w), zero, [(*sides, 0), *rest])
 
 
 @jax.custom_jvp

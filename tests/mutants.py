@@ -157,15 +157,15 @@ LSTM: list[Row] = [
 
 CANDIDATE = "        n = tanh(a_n + (r * h) @ params.w_h[:, 2 * H :])\n"
 CANDIDATE_AFTER = "        n = tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))\n"
-UPDATE = "        h = z * h + (1 - z) * n\n"
-FLIPPED = "        h = (1 - z) * h + z * n\n"
+UPDATE = "        h = mix(z, h, n)\n"
+FLIPPED = "        h = mix(z, n, h)\n"
 
 GRU: list[Row] = [
     ("z and 1 - z exchanged", CANDIDATE + UPDATE, CANDIDATE + FLIPPED, loop("gru")),
     (
         "gates r and z swapped",
-        "r, z = jnp.split(sigmoid(a_rz + h @",
-        "z, r = jnp.split(sigmoid(a_rz + h @",
+        "r, z = map(sigmoid, jnp.split(a_rz + h @",
+        "z, r = map(sigmoid, jnp.split(a_rz + h @",
         loop("gru"),
     ),
     (
@@ -177,8 +177,8 @@ GRU: list[Row] = [
     ("reset dropped", "(r * h) @ ", "h @ ", loop("gru")),
     (
         "gates without recurrence",
-        "sigmoid(a_rz + h @ params.w_h[:, : 2 * H])",
-        "sigmoid(a_rz)",
+        "jnp.split(a_rz + h @ params.w_h[:, : 2 * H], 2)",
+        "jnp.split(a_rz, 2)",
         loop("gru"),
     ),
     (
@@ -197,8 +197,8 @@ GRU_RESET_AFTER: list[Row] = [
     ),
     (
         "gates r and z swapped",
-        "r, z = jnp.split(sigmoid(a_rz + u_rz)",
-        "z, r = jnp.split(sigmoid(a_rz + u_rz)",
+        "r, z = map(sigmoid, jnp.split(a_rz + u_rz",
+        "z, r = map(sigmoid, jnp.split(a_rz + u_rz",
         loop("gru_reset_after"),
     ),
     (
@@ -1076,8 +1076,8 @@ DEFERRED: list[Row] = [
     ),
     (
         "a token taken for a vector",
-        "move = product(x, d) if is_float(x) else d[x]",
-        "move = product(x, d)",
+        "                move = d[x]",
+        "                move = product(x, d)",
         deferred("values_and_gradients[embed]"),
     ),
     (
@@ -1099,10 +1099,22 @@ DEFERRED: list[Row] = [
         deferred("what_is_not_deferred[einsum]"),
     ),
     (
-        "a matrix that is indexed by a number taken for a vector",
-        "if part.ndim != self.ndim:",
-        "if part.ndim == 0:",
-        deferred("what_is_not_deferred[row by a number]"),
+        "custom_vjp linearized",
+        '"while", "custom_vjp_call", "custom_vjp_call_jaxpr"}',
+        '"while"}',
+        deferred("cells_for_the_plain_scan[custom_vjp]"),
+    ),
+    (
+        "cond linearized",
+        'NOT_LINEARIZED = {"cond", ',
+        "NOT_LINEARIZED = {",
+        deferred("cells_for_the_plain_scan[cond]"),
+    ),
+    (
+        "comparison with a weight is false",
+        'raise Unfit("it is compared")',
+        "return False",
+        deferred("which_bias_is_not_deferred[compared]"),
     ),
     (
         "nothing deferred",

@@ -126,13 +126,7 @@ def test_equals_what_it_stands_for(name: str) -> None:
     assert_same(ours(*args), plain(*args))
 
 
-BUG = pytest.mark.xfail(strict=True, reason="_shifted_transpose of a cotangent from NumPy")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=BUG) if n.endswith("r + b") or n == "matrix + b" else n for n in CASES],
-)
+@every_case
 def test_derivatives_equal_finite_differences(name: str) -> None:
     ours, _, args = CASES[name]
     check_grads(*of_floats(ours, args), order=2, modes=("fwd", "rev"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
 from rnn_jax._types import Array, Cell, Initializer, Key
-from rnn_jax.cells.activations import sigmoid, tanh
+from rnn_jax.cells.activations import mix, sigmoid, tanh
 
 
 class GRUParams(NamedTuple):
@@ -73,9 +73,9 @@ def gru(
 
     def step(params: GRUParams, h: Array, a: tuple[Array, Array]) -> tuple[Array, Array]:
         a_rz, a_n = a
-        r, z = jnp.split(sigmoid(a_rz + h @ params.w_h[:, : 2 * H]), 2)
+        r, z = map(sigmoid, jnp.split(a_rz + h @ params.w_h[:, : 2 * H], 2))
         n = tanh(a_n + (r * h) @ params.w_h[:, 2 * H :])
-        h = z * h + (1 - z) * n
+        h = mix(z, h, n)
         return h, h
 
     return Cell(init, _init_state(H), _project(D), step)
@@ -125,9 +125,9 @@ def gru_reset_after(
     def step(params: GRUParams, h: Array, a: tuple[Array, Array]) -> tuple[Array, Array]:
         a_rz, a_n = a
         u_rz, u_n = h @ params.w_h[:, : 2 * H], h @ params.w_h[:, 2 * H :]
-        r, z = jnp.split(sigmoid(a_rz + u_rz), 2)
+        r, z = map(sigmoid, jnp.split(a_rz + u_rz, 2))
         n = tanh(a_n + r * (u_n if params.b_n is None else u_n + params.b_n))
-        h = z * h + (1 - z) * n
+        h = mix(z, h, n)
         return h, h
 
     return Cell(init, _init_state(H), _project(D), step)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
 from rnn_jax._types import Array, Cell, Initializer, Key
-from rnn_jax.cells.activations import sigmoid, tanh
+from rnn_jax.cells.activations import mix, sigmoid, tanh
 from rnn_jax.cells.lstm import LSTMState
 
 EPSILON = 1e-5
@@ -265,9 +265,9 @@ def layer_norm_gru(
     def step(params: LayerNormGRUParams, h: Array, a: Array) -> tuple[Array, Array]:
         a_rz, a_n = jnp.split(a, [2 * H])
         u_rz, u_n = jnp.split(params.gain_h * normalize_gates(h @ params.w_h), [2 * H])
-        r, z = jnp.split(sigmoid(a_rz + u_rz), 2)
+        r, z = map(sigmoid, jnp.split(a_rz + u_rz, 2))
         n = tanh(a_n + r * (u_n + params.b_n))
-        h = z * h + (1 - z) * n
+        h = mix(z, h, n)
         return h, h
 
     return Cell(init, init_state, project, step)
