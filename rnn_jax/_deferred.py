@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import zero_from_primal
 from jax.extend.core import Jaxpr, get_opaque_trace_state, subjaxprs
 
-from rnn_jax._product import product, row, shifted
+from rnn_jax._product import product, shifted
 from rnn_jax._types import Array, is_float, vary, varying_axes
 
 Body = Callable[[Any, Any, Any, Any], tuple[Any, Any]]  # (params, rest, carry, x) -> (carry, y)
@@ -194,13 +194,8 @@ def scan(
     *,
     reverse: bool,
     unroll: int,
-    ahead: bool,
 ) -> tuple[Any, Any]:
-    """``jax.lax.scan`` of ``body(params, rest, ...)``, with all gradients deferred that can be.
-
-    With `ahead`, a step reads the inputs of the next one into the carry: XLA on a CPU fuses a slice
-    of the stacked inputs into whatever uses a part of it, and then vectorises neither.
-    """
+    """``jax.lax.scan`` of ``body(params, rest, ...)``, with all gradients deferred that can be."""
     x_leaves = jax.tree.leaves(xs)
     x_tree: Any = jax.tree.structure(xs)
     length = x_leaves[0].shape[0]
@@ -210,13 +205,12 @@ def scan(
     tree: Any = jax.tree.structure((params, rest, carry, xs))
     first_x = tree.num_leaves - len(x_leaves)
     inputs = [i for i, a in enumerate(x_leaves) if is_float(a)]
-    sites, ahead = found.sites, ahead and length > 0
+    sites = found.sites
     same_object = length > 0 and not jax.config.jax_disable_jit  # type: ignore[attr-defined]
 
     def loop(leaves: Sequence[Array], perturbations: dict[Any, Array]) -> tuple[Any, list[Any]]:
         """The scan, and the operand of each site in every step: all, or all but the first one."""
         params, rest, carry, _ = tree.unflatten(leaves)
-        xs: list[Any] = list(leaves[first_x:])
         weights = [site.weight.view(leaves[site.weight.leaf]) for site in sites]
         weights = [(w, w.T) if w.ndim == 2 else (w,) for w in weights]
         places: list[Any] = []  # where each site finds its operand
@@ -226,14 +220,8 @@ def scan(
             return _perturb(y, p[channel]) if channel in p else y
 
         def step(carry: Any, now: Any) -> tuple[Any, Any]:
-            (carry, current), (x, t, p) = carry, now
-            x = list(x)
-            if ahead:
-                for i, value in zip(inputs, current, strict=True):
-                    x[i] = value
-                current = [row(xs[i], t) for i in inputs]
-            for i in inputs:
-                x[i] = perturbed(x[i], ("x", i), p)
+            x, p = now
+            x = [perturbed(a, ("x", i), p) for i, a in enumerate(x)]
             operands: dict[int, Array] = {}
             places.clear()
 
@@ -253,19 +241,12 @@ def scan(
                     if same_object and h is before and id(after) in emitted:
                         outputs[k] = emitted.index(id(after)), j
             kept = {k: h for k, h in enumerate(operands.values()) if k not in outputs}
-            return (carry, current), (y, kept)
+            return carry, (y, kept)
 
-        start: list[Array] = []
-        t, scanned = None, xs
-        if ahead:
-            order = jnp.arange(length)
-            t = jnp.maximum(order - 1, 0) if reverse else jnp.minimum(order + 1, length - 1)
-            start = [xs[i][-1 if reverse else 0] for i in inputs]
-            scanned = [None if i in inputs else a for i, a in enumerate(xs)]
-        (carry, _), (ys, operands) = jax.lax.scan(
+        carry, (ys, operands) = jax.lax.scan(
             step,
-            (carry, start),
-            (scanned, t, perturbations),
+            carry,
+            (list(leaves[first_x:]), perturbations),
             length=length,
             reverse=reverse,
             unroll=unroll,

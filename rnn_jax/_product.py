@@ -1,4 +1,4 @@
-"""x @ w, x + b and xs[t], with the derivatives in the forms that a loop over time wants.
+"""x @ w and x + b, with the derivatives in the forms that a loop over time wants.
 
 The operations of JAX would do, but for three things that cost as much as the products themselves.
 The transpose of a product makes the gradient of w as the transpose of ct^T x, which copies the
@@ -34,11 +34,6 @@ def shifted(x: Array, b: Array) -> Array:
     return shifted_p.bind(x, b)
 
 
-def row(xs: Array, t: Array) -> Array:
-    """xs[t]: [T, ...] to [...]."""
-    return row_p.bind(xs, t)
-
-
 def _product(x: Array, w: Array, w_t: Array, *, precision: Any) -> Array:
     return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
 
@@ -51,10 +46,6 @@ def _outer(x: Array, y: Array, *, precision: Any) -> Array:
 
 def _shifted(x: Array, b: Array) -> Array:
     return x + jax.lax.expand_dims(b, range(x.ndim - 1))
-
-
-def _row(xs: Array, t: Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(xs, t, keepdims=False)
 
 
 def _primitive(name: str, compute: Any, place: int | None) -> Primitive:
@@ -74,7 +65,7 @@ def _primitive(name: str, compute: Any, place: int | None) -> Primitive:
         if place is None or any(d is not None for d in dims[1:]):  # a w for each example
             return jax.vmap(lambda *args: compute(*args, **options), dims)(*args), 0
         out = primitive.bind(jnp.moveaxis(args[0], dims[0], place), *args[1:], **options)
-        return out, place - 1 if place > 0 else out.ndim + place
+        return out, out.ndim + place
 
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
@@ -84,7 +75,6 @@ def _primitive(name: str, compute: Any, place: int | None) -> Primitive:
 
 product_p = _primitive("rnn_product", _product, -2)
 shifted_p = _primitive("rnn_shifted", _shifted, -2)
-row_p = _primitive("rnn_row", _row, 1)
 outer_p = _primitive("rnn_outer", _outer, None)
 
 
@@ -132,21 +122,6 @@ def _shifted_transpose(ct: Any, x: Any, b: Any) -> tuple[Any, Any]:
     )
 
 
-def _row_jvp(primals: Any, tangents: Any) -> tuple[Array, Any]:
-    (xs, t), (dxs, _) = primals, tangents
-    x = row_p.bind(xs, t)
-    return x, jnp.zeros_like(x) if type(dxs) is ad.Zero else row_p.bind(dxs, t)
-
-
-def _row_transpose(ct: Any, xs: Any, t: Array) -> tuple[Any, Any]:
-    if type(ct) is ad.Zero:
-        return None, None
-    zeros = jnp.zeros(xs.aval.shape, xs.aval.dtype)
-    return jax.lax.dynamic_update_index_in_dim(zeros, ct, t, 0), None
-
-
-ad.primitive_jvps[row_p] = _row_jvp
-ad.primitive_transposes[row_p] = _row_transpose
 ad.primitive_jvps[product_p] = _product_jvp
 ad.primitive_transposes[product_p] = _product_transpose
 ad.defbilinear(outer_p, _outer_x, _outer_y)

@@ -242,7 +242,6 @@ def _run(loop: _Loop, state: State, inputs: Any, reverse: bool) -> tuple[State, 
             xs,
             reverse=reverse,
             unroll=loop.plan.steps,
-            ahead=not loop.inside and jax.default_backend() == "cpu",
         )
 
     def step(old: State, x: Any) -> tuple[State, Any]:

@@ -1063,18 +1063,6 @@ DEFERRED: list[Row] = [
         deferred("values_and_gradients[elman]"),
     ),
     (
-        "next step read ahead in reverse",
-        "t = jnp.maximum(order - 1, 0) if reverse else jnp",
-        "t = jnp",
-        deferred("without_masks[reverse-lstm]"),
-    ),
-    (
-        "first step read ahead in reverse",
-        "xs[i][-1 if reverse else 0]",
-        "xs[i][0]",
-        deferred("without_masks[reverse-lstm]"),
-    ),
-    (
         "a token taken for a vector",
         "                move = d[x]",
         "                move = product(x, d)",
@@ -1122,6 +1110,68 @@ DEFERRED: list[Row] = [
         "return loop(everything, {})[0]",
         deferred("the_gradient_is_not_summed_in_the_loop"),
     ),
+    (
+        "kept operands one step late in reverse",
+        "before, after = (0, 1) if reverse else (1, 0)",
+        "before, after = 1, 0",
+        deferred("without_masks[reverse-lstm]"),
+    ),
+    (
+        "first operand forgotten",
+        "return ys + jax.lax.pad(product(first[None], w), zero, [(*sides, 0), *rest])",
+        "return ys",
+        deferred("without_masks[forward-lstm]"),
+    ),
+    (
+        "first operand at the wrong end in reverse",
+        "sides = (steps - 1, 0) if reverse else (0, steps - 1)",
+        "sides = 0, steps - 1",
+        deferred("without_masks[reverse-lstm]"),
+    ),
+    (
+        "custom_vjp linearized",
+        "found = NOT_LINEARIZED & primitives(traced.jaxpr)",
+        "found: set[str] = set()",
+        deferred("operations_of_a_step[custom_vjp]"),
+    ),
+    (
+        "inner operations not seen",
+        "inner = (primitives(j) for j in subjaxprs(jaxpr))",
+        "inner: list[set[str]] = []",
+        deferred("operations_of_a_step[cond]"),
+    ),
+]
+
+
+def segments(test: str) -> str:
+    return f"test_segments.py::test_{test}"
+
+
+SEGMENTS: list[Row] = [
+    (
+        "last steps forgotten",
+        "    if left and not reverse:\n        state, end = jax.checkpoint(run)(state, short)\n",
+        "    if left and not reverse:\n        _, end = jax.checkpoint(run)(state, short)\n",
+        segments("segments_change_no_number[forward-lstm]"),
+    ),
+    (
+        "last steps last in reverse",
+        "    if left and reverse:\n",
+        "    if False:\n",
+        segments("segments_change_no_number[reverse-lstm]"),
+    ),
+    (
+        "nothing run again",
+        "again = jax.checkpoint(run, prevent_cse=False)",
+        "again = run",
+        "test_segments.py::test_memory_grows_with_the_root_of_the_length",
+    ),
+    (
+        "states between segments not counted",
+        "c = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))",
+        "c = 0",
+        "test_segments.py::test_the_budget_is_kept_by_the_longest_segments_that_fit",
+    ),
 ]
 PRODUCT: list[Row] = [
     (
@@ -1150,14 +1200,14 @@ PRODUCT: list[Row] = [
     ),
     (
         "axis of the batch said to be in front",
-        "return out, place - 1 if place > 0 else out.ndim + place",
+        "return out, out.ndim + place",
         "return out, 0",
         product("vmap[(0, None)-matrix @ w]"),
     ),
     (
         "axis of the batch in front",
         "primitive.bind(jnp.moveaxis(args[0], dims[0], place), *args[1:], **options)\n"
-        "        return out, place - 1 if place > 0 else out.ndim + place",
+        "        return out, out.ndim + place",
         "primitive.bind(jnp.moveaxis(args[0], dims[0], 0), *args[1:], **options)\n"
         "        return out, 0",
         product("an_axis_of_vmap_goes_behind_time"),
@@ -1173,12 +1223,6 @@ PRODUCT: list[Row] = [
         "dx = shifted_p.bind(ad.instantiate_zeros(dx), db)",
         "dx = ad.instantiate_zeros(dx)",
         product("equals_what_it_stands_for[matrix + b]"),
-    ),
-    (
-        "gradient of a row in the first row",
-        "jax.lax.dynamic_update_index_in_dim(zeros, ct, t, 0)",
-        "jax.lax.dynamic_update_index_in_dim(zeros, ct, 0, 0)",
-        product("equals_what_it_stands_for[row of a vector]"),
     ),
 ]
 
@@ -1206,4 +1250,5 @@ MUTANTS = [
     *table("char_lm", "experiments/char_lm/generating.py", CHAR_LM_GENERATING),
     *table("deferred", "rnn_jax/_deferred.py", DEFERRED),
     *table("product", "rnn_jax/_product.py", PRODUCT),
+    *table("segments", "rnn_jax/_segments.py", SEGMENTS),
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from rnn_jax._product import outer_p, product, row, shifted
+from rnn_jax._product import outer_p, product, shifted
 
 T, I, O = 5, 3, 4
 Case = tuple[Any, Any, tuple[Any, ...]]  # ours, what it stands for, arguments
@@ -36,7 +36,6 @@ def sum_of_outers(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def cases() -> dict[str, Case]:
-    at = jnp.array(3)
     return {
         "vector @ w": (product, jnp.matmul, (draw(I), draw(I, O))),
         "matrix @ w": (product, jnp.matmul, (draw(6, I), draw(I, O))),
@@ -44,8 +43,6 @@ def cases() -> dict[str, Case]:
         "matrix @ w, w.T given": (given_transpose, jnp.matmul, (draw(6, I), draw(I, O))),
         "matrix + b": (shifted, expanded, (draw(6, O), draw(O))),
         "tensor + b": (shifted, expanded, (draw(2, 6, O), draw(O))),
-        "row of a vector": (row, lambda xs, t: xs[t], (draw(T), at)),
-        "row of a tensor": (row, lambda xs, t: xs[t], (draw(T, 2, I), at)),
         "outer of matrices": (outer, sum_of_outers, (draw(6, I), draw(6, O))),
     }
 
@@ -138,7 +135,7 @@ def test_vmap(name: str, in_axes: Any) -> None:
     assert_agree(name, [in_axes])
 
 
-@pytest.mark.parametrize("name", ["matrix @ w", "matrix + b", "row of a tensor"])
+@pytest.mark.parametrize("name", ["matrix @ w", "matrix + b"])
 @pytest.mark.parametrize("in_axes", [(0, None), (0, 0)], ids=["batches", "seeds"])
 def test_nested_vmap(name: str, in_axes: Any) -> None:
     """Over examples, and then over a second axis of examples, or over seeds."""
@@ -150,7 +147,6 @@ def test_an_axis_of_vmap_goes_behind_time() -> None:
     for op, x, other in (
         (product, draw(T, I), draw(I, O)),
         (shifted, draw(T, O), draw(O)),
-        (row, draw(T, I), jnp.array(1)),
     ):
         batch = stacked(x, 6, 0)
         jaxpr = jax.make_jaxpr(jax.vmap(op, (0, None)))(batch, other)
