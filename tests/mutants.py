@@ -1128,18 +1128,6 @@ DEFERRED: list[Row] = [
         "sides = 0, steps - 1",
         deferred("without_masks[reverse-lstm]"),
     ),
-    (
-        "custom_vjp linearized",
-        "found = NOT_LINEARIZED & primitives(traced.jaxpr)",
-        "found: set[str] = set()",
-        deferred("operations_of_a_step[custom_vjp]"),
-    ),
-    (
-        "inner operations not seen",
-        "inner = (primitives(j) for j in subjaxprs(jaxpr))",
-        "inner: list[set[str]] = []",
-        deferred("operations_of_a_step[cond]"),
-    ),
 ]
 
 
