@@ -41,7 +41,7 @@ class Config:
     """B D H: batch, inputs, units."""
     T: tuple[int, ...] = (1000, 2500, 5000, 10000)
     """Numbers of steps."""
-    budget: int = 2**20
+    budget: int = 2**21
     """Bytes that may be kept of one sequence, for the row with a budget."""
     seconds: float = 10.0
     """How long the rounds of a T go on."""
