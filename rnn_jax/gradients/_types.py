@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rnn_jax._types import Array, Key, Params, State
 
 StepLoss: TypeAlias = Callable[[Any, Any], Array]  # (y, target) -> [] float
+Draw: TypeAlias = Callable[[Key, tuple[int, ...], Any], Array]  # (key, shape, dtype)
 
 
 class ValueAndGrad(Protocol):
@@ -22,6 +23,7 @@ class ValueAndGrad(Protocol):
         targets: Any,
         *,
         mask: Array | None = None,
+        reset: Array | None = None,
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]: ...
 
@@ -33,3 +35,25 @@ def total_loss(loss: StepLoss, ys: Any, targets: Any, mask: Array | None) -> Arr
 
     losses = jax.vmap(loss)(ys, targets)
     return jnp.where(mask, losses, jnp.zeros_like(losses)).sum()
+
+
+def select(flag: Array, new: Any, old: Any) -> Any:
+    """One of two pytrees; a NaN in the other does not get through."""
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
+
+
+def guarded(tree: Any, valid: Array) -> Any:
+    """Zeros where a step is not valid: 0 * NaN would be NaN."""
+    return select(valid, tree, jax.tree.map(jnp.zeros_like, tree))
+
+
+def signs(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Random signs, the noise of least variance with the identity as its covariance."""
+    return jax.random.rademacher(key, shape, dtype)
+
+
+def needed(key: Key | None, name: str) -> Key:
+    """The key of an algorithm that draws."""
+    if key is None:
+        raise TypeError(f"key: got None, but {name} draws; pass key=jax.random.key(seed)")
+    return key

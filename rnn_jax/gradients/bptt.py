@@ -26,9 +26,9 @@ def bptt(
       budget: bytes that may be kept, as in `unroll`.
 
     Returns:
-      ``value_and_grad(params, state, xs, targets, *, mask=None, key=None) -> ((total, state),
-      grads)`` for one sequence; xs: [T, D], targets: [T, ...], mask: [T] bool as in `unroll`.
-      `key` is not used.
+      ``value_and_grad(params, state, xs, targets, *, mask=None, reset=None, key=None) -> ((total,
+      state), grads)`` for one sequence; xs: [T, D], targets: [T, ...], mask, reset: [T] bool as in
+      `unroll`. `key` is not used.
 
     Raises:
       ValueError, TypeError: as `unroll`.
@@ -59,12 +59,15 @@ def bptt(
         targets: Any,
         *,
         mask: Array | None = None,
+        reset: Array | None = None,
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]:
         del key
 
         def total(params: Params) -> tuple[Array, State]:
-            final, ys = unroll(cell, params, state, xs, mask=mask, segment=segment, budget=budget)
+            final, ys = unroll(
+                cell, params, state, xs, mask=mask, reset=reset, segment=segment, budget=budget
+            )
             return total_loss(loss, ys, targets, mask), final
 
         return jax.value_and_grad(total, has_aux=True)(params)

@@ -30,8 +30,8 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
       k2: steps that a backward pass goes back, at least k1.
 
     Returns:
-      ``value_and_grad(params, state, xs, targets, *, mask=None, key=None) -> ((total, state),
-      grads)``, as `bptt`; the total and the state are exact.
+      ``value_and_grad(params, state, xs, targets, *, mask=None, reset=None, key=None) -> ((total,
+      state), grads)``, as `bptt`; the total and the state are exact.
 
     Raises:
       ValueError: k1 or k2 is out of range; otherwise as `unroll`.
@@ -66,28 +66,30 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
         targets: Any,
         *,
         mask: Array | None = None,
+        reset: Array | None = None,
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]:
         del key
         xs, targets = jax.tree.map(jnp.asarray, (xs, targets))
         T = _checks.time_steps(xs)
         valid = jnp.ones(T, bool) if mask is None else _checks.time_flags("mask", mask, T)
+        restart = None if reset is None else _checks.time_flags("reset", reset, T)
         if T == 0:
             return bptt(cell, loss)(params, state, xs, targets, mask=mask)
 
-        def steps(start: Array, length: int) -> tuple[Any, Any, Array]:
+        def steps(start: Array, length: int) -> tuple[Any, Any, Array, Any]:
             """A piece of the sequence; what lies outside of it is masked."""
             t = start + jnp.arange(length, dtype=jnp.int32)
             at = jnp.clip(t, 0, T - 1)
-            xs_at, targets_at = jax.tree.map(lambda a: a[at], (xs, targets))
-            return xs_at, targets_at, valid[at] & (t >= 0) & (t < T)
+            found = jax.tree.map(lambda a: a[at], (xs, targets, restart))
+            return *found[:2], valid[at] & (t >= 0) & (t < T), found[2]
 
         def window(params: Params, old: State, start: Array) -> tuple[Array, State]:
             if state is None:  # a learned initial state has a gradient too
                 learned = cell.init_state(params)
                 old = jax.tree.map(lambda a, b: jnp.where(start <= 0, a, b), learned, old)
-            window_xs, window_targets, now = steps(start, k2)
-            final, ys = unroll(cell, params, old, window_xs, mask=now)
+            window_xs, window_targets, now, again = steps(start, k2)
+            final, ys = unroll(cell, params, old, window_xs, mask=now, reset=again)
             last = jnp.arange(k2) >= k2 - k1
             return total_loss(loss, ys, window_targets, now & last), final
 
@@ -95,8 +97,8 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
             """Windows overlap, but begin k1 steps apart: so far goes the state before them."""
             old, total, grads = carry
             (value, final), grad = jax.value_and_grad(window, has_aux=True)(params, old, start)
-            next_xs, _, now = steps(start, k1)
-            following, _ = unroll(cell, params, old, next_xs, mask=now)
+            next_xs, _, now, again = steps(start, k1)
+            following, _ = unroll(cell, params, old, next_xs, mask=now, reset=again)
             return (following, total + value, jax.tree.map(jnp.add, grads, grad)), final
 
         first = cell.init_state(params) if state is None else state

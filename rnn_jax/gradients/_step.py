@@ -1,0 +1,167 @@
+"""One step of a net and its loss as functions of real vectors, and their derivatives.
+
+n: real numbers in the state; P: real numbers in the params; theta: [P]; h: [n], before the step;
+D = dh'/dh: [n, n]; I = dh'/dtheta at fixed h: [n, P], the immediate influence.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
+
+from rnn_jax._types import Array, Cell, Params, State, is_float
+from rnn_jax.gradients._types import StepLoss, guarded, select
+from rnn_jax.gradients._vector import ravel, unravel
+
+
+class Step:
+    """A step at given params, state and input; nothing is computed before it is asked for."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        loss: StepLoss,
+        params: Params,
+        state: State,
+        x: Any,
+        target: Any,
+        valid: Array | None = None,
+    ) -> None:
+        if valid is not None:
+            x, target = guarded((x, target), valid)
+        self.cell, self.loss = cell, loss
+        self.params, self.state, self.x, self.target = params, state, x, target
+        self.theta, self.h = ravel(params), ravel(state)
+
+    def replaced(self, net: Any) -> "Step":
+        """The same step with another net: ``(params, state) -> (new state, y)``."""
+        step = copy.copy(self)
+        step.net = net  # type: ignore[method-assign]
+        return step
+
+    def at(self, h: Array) -> "Step":
+        """The same step from another state."""
+        step = copy.copy(self)
+        step.h, step.state = h, unravel(h, self.state)
+        return step
+
+    def net(self, params: Params, state: State) -> tuple[State, Any]:
+        """All of the step but its input."""
+        return self.cell.step(params, state, self.cell.project(params, self.x))
+
+    def run(self, theta: Array, h: Array) -> Any:
+        state, y = self.net(unravel(theta, self.params), unravel(h, self.state))
+        return (ravel(state), self.loss(y, self.target)), (state, y)
+
+    def hidden(self, theta: Array, h: Array) -> Array:
+        """The new state alone."""
+        return ravel(self.net(unravel(theta, self.params), unravel(h, self.state))[0])
+
+    def value(self) -> Any:
+        """``((h', loss), (state', y))``."""
+        return self.run(self.theta, self.h)
+
+    def push(self, theta: Array, h: Array) -> tuple[Array, Array]:
+        """``D h + I theta`` and the change of the loss, forward."""
+        return jax.jvp(lambda *a: self.run(*a)[0], (self.theta, self.h), (theta, h))[1]
+
+    def pull(self, h: Array, loss: Any) -> tuple[Array, Array]:
+        """``(q I + r, q D + c)`` for q = h, with r, c the derivatives of `loss` times the loss."""
+        (_, l), back = jax.vjp(lambda *a: self.run(*a)[0], self.theta, self.h)
+        return back((h, jnp.full_like(l, loss)))
+
+    def jacobians(self) -> tuple[Array, Array]:
+        """``(I, D)``."""
+        return jax.vmap(lambda row: self.pull(row, 0.0))(jnp.eye(self.h.size, dtype=self.h.dtype))
+
+    def loss_gradient(self) -> tuple[Array, Array]:
+        """``(dl/dtheta, dl/dh)`` at fixed theta and h before the step: [P], [n]."""
+        return self.pull(jnp.zeros_like(self.h), 1.0)
+
+    def error(self) -> Array:
+        """dl/dy, [O] real."""
+        y = self.value()[1][1]
+        return ravel(jax.grad(self.loss)(y, self.target))
+
+    def observe(self) -> tuple[Array, Array, Array]:
+        """``(dl/dtheta, dl/dh, dl/dh')`` where the output is a function of all three.
+
+        Of the new state, the output sees what the code of the cell passes on: y = h' W_y for
+        ``y = h @ w_y``. A cell that hides its new state in a jitted function still gives the same
+        total, dl/dh' D + dl/dh, in other parts.
+        """
+        new = self.value()[1][0]
+        output = _output(self.net, self.params, self.state)
+
+        def run(theta: Array, h: Array, after: Array) -> Array:
+            params, old = unravel(theta, self.params), unravel(h, self.state)
+            return self.loss(output(params, old, unravel(after, new)), self.target)
+
+        return jax.grad(run, argnums=(0, 1, 2))(self.theta, self.h, ravel(new))
+
+
+def _output(net: Any, params: Params, state: State) -> Any:
+    """``(params, old state, new state) -> y`` of a net ``(params, state) -> (new state, y)``.
+
+    These are the ordered derivatives of Werbos: each array of the new state is cut off from what
+    it was computed from, so that nothing is counted twice.
+    """
+    traced, shape = jax.make_jaxpr(net, return_shape=True)(params, state)
+    jaxpr = traced.jaxpr
+    count = len(jax.tree.leaves(shape[0]))
+    inputs = {*jaxpr.invars, *jaxpr.constvars}
+    cut: dict[Any, int] = {}
+    for i, var in enumerate(jaxpr.outvars[:count]):
+        if not isinstance(var, Literal) and var not in inputs and is_float(var.aval):
+            cut.setdefault(var, i)
+
+    unused = {var: Var(var.aval) for var in cut}
+    eqns = [e.replace(outvars=[unused.get(v, v) for v in e.outvars]) for e in jaxpr.eqns]
+    opened = jaxpr.replace(invars=[*jaxpr.invars, *cut], outvars=jaxpr.outvars[count:], eqns=eqns)
+    run = jaxpr_as_fun(ClosedJaxpr(opened, traced.consts))
+
+    def output(params: Params, old: State, new: State) -> Any:
+        given = jax.tree.leaves(new)
+        ys = run(*jax.tree.leaves((params, old)), *(given[i] for i in cut.values()))
+        return jax.tree.unflatten(jax.tree.structure(shape[1]), ys)
+
+    return output
+
+
+class Origin(NamedTuple):
+    """How the initial state depends on the params: not at all, where a state was given."""
+
+    params: Params
+    state: State
+    learned: Any  # params -> state, or None
+
+    def pull(self, h: Array) -> Array:
+        """[n] -> [P], backward through the initial state."""
+        if self.learned is None:
+            return jnp.zeros_like(ravel(self.params))
+        return jax.vjp(self._run, ravel(self.params))[1](h)[0]
+
+    def push(self, theta: Array) -> Array:
+        """[P] -> [n], forward."""
+        if self.learned is None:
+            return jnp.zeros_like(ravel(self.state))
+        return jax.jvp(self._run, (ravel(self.params),), (theta,))[1]
+
+    def jacobian(self) -> Array:
+        """[n, P]."""
+        h = ravel(self.state)
+        return jax.vmap(self.pull)(jnp.eye(h.size, dtype=h.dtype))
+
+    def _run(self, theta: Array) -> Array:
+        return ravel(self.learned(unravel(theta, self.params)))
+
+
+def restarted(reset: Array, initial: State, old: State) -> State:
+    """The state before a step that may be the first of an episode; keys go on."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return b if jnp.issubdtype(b.dtype, jax.dtypes.prng_key) else select(reset, a, b)
+
+    return jax.tree.map(choose, initial, old)
