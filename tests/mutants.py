@@ -6,6 +6,8 @@ file; the tests are as few and as fast as do it.
 
 from typing import NamedTuple
 
+from mutants_gradients import ALGORITHMS
+
 Row = tuple[str, str, str, str | tuple[str, ...]]
 
 
@@ -916,6 +918,12 @@ TRUNCATED: list[Row] = [
         gradients("each_loss_reaches_back_as_far_as_it_should[2-3]"),
     ),
     (
+        "resets ignored",
+        "unroll(cell, params, old, window_xs, mask=now, reset=again)",
+        "unroll(cell, params, old, window_xs, mask=now)",
+        "test_algorithms.py::test_padding_batches_and_resets[chunks]",
+    ),
+    (
         "all losses of a window counted",
         "now & last)",
         "now)",
@@ -1232,6 +1240,11 @@ MUTANTS = [
     *table("gradients", "rnn_jax/gradients/_types.py", GRADIENTS),
     *table("gradients: bptt", "rnn_jax/gradients/bptt.py", BPTT),
     *table("gradients: truncated", "rnn_jax/gradients/truncated.py", TRUNCATED),
+    *(
+        mutant
+        for subject, module, rows in ALGORITHMS
+        for mutant in table(f"gradients: {subject}", f"rnn_jax/gradients/{module}.py", rows)
+    ),
     *table("counting", "experiments/counting.py", COUNTING),
     *table("char_lm", "experiments/char_lm/model.py", CHAR_LM),
     *table("char_lm", "experiments/char_lm/data.py", CHAR_LM_DATA),

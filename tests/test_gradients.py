@@ -14,7 +14,8 @@ import rnn_jax as rnn
 from rnn_jax import gradients
 
 T = 5
-ALGORITHMS = gradients.EXACT | {
+ALGORITHMS = {
+    "bptt": gradients.bptt,
     "k1 < k2 < T": functools.partial(gradients.truncated_bptt, k1=2, k2=3),
     "chunks": functools.partial(gradients.truncated_bptt, k1=2, k2=2),
     "k2 > T": functools.partial(gradients.truncated_bptt, k1=2, k2=T + 2),

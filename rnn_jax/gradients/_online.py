@@ -99,8 +99,7 @@ class Online:
         (_, loss), (state, y) = step.value()
         new = OnlineState(state, trace, key)
         if mask is not None:
-            state, trace = select(mask, new[:2], old[:2])
-            new = OnlineState(state, trace, key)
+            new = select(mask, new, old)
             loss, grads, y = guarded((loss, grads, y), mask)
         return new, OnlineInfo(loss, gradient(grads, params), y)
 

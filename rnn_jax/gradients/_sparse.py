@@ -77,6 +77,12 @@ def reach(found: Pattern, steps: int | None) -> np.ndarray:
     return mask
 
 
+def unit_reach(found: Pattern) -> int:
+    """The largest number of units that the past of one unit ever reaches."""
+    itself = np.eye(len(found.D), dtype=bool)
+    return int(reach(Pattern(itself, itself, found.D), None).sum(0).max(initial=0))
+
+
 class Influence:
     """M, [n, P], on a mask: as [K, P] if a column has at most K entries, far fewer than n."""
 

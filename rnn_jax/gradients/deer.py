@@ -10,6 +10,7 @@ from rnn_jax._types import Array, Cell, Key, Params, State, is_float
 from rnn_jax.gradients._step import Step, restarted
 from rnn_jax.gradients._types import StepLoss, ValueAndGrad, guarded, select
 from rnn_jax.gradients._vector import gradient, ravel, unravel
+from rnn_jax.gradients.bptt import bptt
 
 
 class Newton(NamedTuple):
@@ -76,6 +77,9 @@ def newton(
     limit = T if max_iterations is None else _checks.positive_int("max_iterations", max_iterations)
     dtype = problem.first.dtype
     eps = float(jnp.finfo(dtype).eps) ** 0.75 if tolerance is None else tolerance
+    if T == 0:
+        nothing = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), problem.state)
+        return Newton(nothing, jnp.array(0), jnp.array(True))
 
     def sweep(h: Array) -> Array:
         before = jnp.concatenate([problem.first[None], h[:-1]])
@@ -160,6 +164,8 @@ def deer(
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]:
         del key
+        if _checks.time_steps(xs) == 0:
+            return bptt(cell, loss)(params, state, xs, targets)
         options: dict[str, Any] = {"jacobian": jacobian, "tolerance": tolerance}
         options["max_iterations"] = max_iterations
         found = newton(cell, params, state, xs, mask=mask, reset=reset, **options)
@@ -178,9 +184,8 @@ def deer(
         last = jnp.zeros_like(problem.first)
         lam = linear_recurrence(J.transpose(0, 2, 1)[::-1], c[::-1], last)[::-1]  # dL/dh_{t-1}
         grads = back((jnp.concatenate([lam, last[None]])[1:], jnp.ones_like(losses)))[0]
-        first = lam[0] if problem.steps else last
-        grads += jax.vjp(problem.start, problem.theta)[1](first)[0]
-        final = unravel(after[-1] if problem.steps else problem.first, problem.state)
+        grads += jax.vjp(problem.start, problem.theta)[1](lam[0])[0]
+        final = unravel(after[-1], problem.state)
         result = (losses.sum(), final), gradient(grads, problem.params)
         nan = lambda a: jnp.where(found.converged, a, jnp.full_like(a, jnp.nan))  # noqa: E731
         return jax.tree.map(nan, result)
@@ -197,8 +202,7 @@ def linear_recurrence(J: Array, b: Array, first: Array) -> Array:
         (A, a), (B, b) = early, late
         return (B @ A if full else B * A), times(B, a) + b
 
-    if len(b):
-        b = b.at[0].add(times(J[0], first))
+    b = b.at[0].add(times(J[0], first))
     return jax.lax.associative_scan(join, (J, b))[1]
 
 

@@ -1,12 +1,13 @@
 """Local rules: a parameter acts on the unit that it feeds, and no further through others."""
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rnn_jax import _deferred
-from rnn_jax._types import Array, Cell, Key, Params, State
+from rnn_jax._types import Array, Cell, Key, Params, State, is_float
 from rnn_jax.gradients import _products, _sparse
 from rnn_jax.gradients._online import Online, Rule
 from rnn_jax.gradients._step import Origin, Step
@@ -125,9 +126,9 @@ def e_prop(cell: Cell, loss: StepLoss, *, feedback: Array | None = None) -> Onli
 def lstm_1997(cell: Cell, loss: StepLoss) -> ValueAndGrad:
     """The truncated gradient of the original LSTM: errors that leave a memory cell are cut.
 
-    Backpropagation through time in which all recurrent ``h @ w`` are constants for the state, not
-    for w: the error flows back in time through c alone, and in a `gru` through z * h. For any cell;
-    in a simple recurrent net it sees one step. Biased; exact where the recurrent weights are zero.
+    Backpropagation through time in which no recurrent ``h @ w`` feels the state before, only the
+    params: the error flows back in time through c alone, and in a `gru` through z * h; in a simple
+    recurrent net it sees one step. Biased; exact where the recurrent weights are zero.
 
     Args:
       cell: a `Cell` whose recurrent weights are used as ``h @ w``, as in all of this library.
@@ -199,17 +200,26 @@ def _recurrent(step: Step, found: _deferred.Probe, name: str) -> list[int]:
 
 
 def _holding(step: Step, found: _deferred.Probe, held: list[int]) -> Any:
-    """The net of a step in which the operands of some products are constants."""
+    """The net of a step in which the operands of some products do not feel the old state.
+
+    The params they do feel: in (r * h) @ w_n, those of the reset gate r.
+    """
 
     def net(params: Params, state: State) -> tuple[State, Any]:
-        seen: list[Array] = []
+        constant: list[Array] = []
 
-        def apply(weight: _deferred.Weight, x: Array) -> Array:
-            x = jax.lax.stop_gradient(x) if len(seen) in held else x
-            seen.append(x)
+        def record(weight: _deferred.Weight, x: Array) -> Array:
+            constant.append(x)
             return _deferred.plain(weight, x)
 
-        return _products.with_products(step, found, apply)(params, state)
+        def replay(weight: _deferred.Weight, x: Array) -> Array:
+            i = next(site)
+            return _deferred.plain(weight, constant[i] if i in held else x)
+
+        still = jax.tree.map(lambda a: jax.lax.stop_gradient(a) if is_float(a) else a, state)
+        _products.with_products(step, found, record)(params, still)
+        site = itertools.count()
+        return _products.with_products(step, found, replay)(params, state)
 
     return net
 

@@ -105,11 +105,12 @@ def elementwise_rtrl(cell: Cell, loss: StepLoss) -> Online:
     def rule(step: Step) -> Rule:
         found = _sparse.pattern(step)
         influence = _sparse.Influence(found, _sparse.reach(found, None))
-        if influence.dense and step.h.size > 2:
+        n, seen = step.h.size, _sparse.unit_reach(found)
+        if seen > max(2, n // 2):
             raise ValueError(
-                f"cell: a parameter reaches more than half of the {step.h.size} numbers of the "
-                "state, expected a recurrence in which every unit sees only itself. For the exact "
-                "gradient of this cell use rtrl or bptt, for a sparse approximation snap."
+                f"cell: a unit reaches {seen} of the {n} numbers of the state, expected a "
+                "recurrence in which every unit sees only itself. For the exact gradient of this "
+                "cell use rtrl or bptt, for a sparse approximation snap."
             )
         return masked_rule(influence)
 

@@ -1,0 +1,355 @@
+"""Mistakes in the gradient algorithms, for the kill table: ``(subject, path, rows)``."""
+
+
+def law(test: str) -> str:
+    return f"test_algorithms.py::test_{test}"
+
+
+def unbiased(test: str) -> str:
+    return f"test_unbiased.py::test_{test}"
+
+
+def sparse(test: str) -> str:
+    return f"test_sparse.py::test_{test}"
+
+
+def checked(test: str) -> str:
+    return f"test_check_gradients.py::test_{test}"
+
+
+def mean(case: str) -> str:
+    return unbiased(f"the_mean_of_all_draws_is_the_gradient[{case}-]")
+
+
+VECTOR = [
+    (
+        "a complex gradient not conjugated",
+        "a.conj() if _is_complex(a) else a",
+        "a",
+        law("diagonal_and_complex_cells[lru-rtrl]"),
+    ),
+]
+STEP = [
+    (
+        "the new state counted twice",
+        "cut.setdefault(var, i)",
+        "cut",
+        sparse("snap_1_is_backpropagation_through_the_diagonal"),
+    ),
+    (
+        "a reset takes the old state",
+        "else select(reset, a, b)",
+        "else b",
+        law("padding_batches_and_resets[rtrl]"),
+    ),
+]
+ONLINE = [
+    (
+        "the same key at every step",
+        "key, now, again = jax.random.split(needed(carry.key, self.name), 3)",
+        "key, now, again = (needed(carry.key, self.name),) * 3",
+        law("noise_is_fresh_at_every_step[uoro]"),
+    ),
+    (
+        "masked steps move the trace",
+        "new = select(mask, new, old)",
+        "new = select(mask, new, old._replace(trace=trace))",
+        law("masked_steps_change_nothing[rtrl]"),
+    ),
+    (
+        "masked steps have a gradient",
+        "loss, grads, y = guarded((loss, grads, y), mask)",
+        "loss, y = guarded((loss, y), mask)",
+        law("masked_steps_change_nothing[rtrl]"),
+    ),
+    (
+        "a reset leaves the trace",
+        "select(reset, trace, carry.trace)",
+        "carry.trace",
+        law("a_reset_forgets_the_past[rtrl]"),
+    ),
+]
+RTRL = [
+    (
+        "no immediate influence",
+        "return D @ M + I, r + c @ M",
+        "return D @ M, r + c @ M",
+        law("rtrl_is_exact[elman]"),
+    ),
+    (
+        "the past with the wrong sign",
+        "return D @ M + I, r + c @ M",
+        "return D @ M + I, r - c @ M",
+        law("rtrl_is_exact[elman]"),
+    ),
+    (
+        "the trace of a step too late",
+        "return D @ M + I, r + c @ M",
+        "return D @ M + I, r + c @ (D @ M + I)",
+        law("rtrl_is_exact[elman]"),
+    ),
+    (
+        "a learned start has no influence",
+        "return origin.jacobian()",
+        "return 0 * origin.jacobian()",
+        law("rtrl_is_exact[user]"),
+    ),
+]
+SPARSE = [
+    (
+        "masks from the data",
+        "params, state, x = random_like(like, i)",
+        "params, state, x = step.params, step.state, step.x",
+        sparse("masks_do_not_depend_on_the_data"),
+    ),
+    (
+        "one probe, with units that are off",
+        "PROBES = 32",
+        "PROBES = 1",
+        sparse("masks_do_not_depend_on_the_data"),
+    ),
+    (
+        "few tokens seen",
+        "max(PROBES, *sizes) if tokens",
+        "PROBES if tokens",
+        sparse("every_token_is_seen"),
+    ),
+    (
+        "one dropout mask for all probes",
+        "return jax.random.split(key, a.shape)",
+        "return jax.random.split(jax.random.key(0), a.shape)",
+        sparse("noise_of_a_mask_is_not_structure"),
+    ),
+    (
+        "a learned start is left out of the mask",
+        "mask = found.I | found.start",
+        "mask = found.I",
+        sparse("snap_is_exact_once_all_is_reached[user]"),
+    ),
+    (
+        "a step too far",
+        "if steps is None else steps - 1",
+        "if steps is None else steps",
+        sparse("snap_1_is_backpropagation_through_the_diagonal"),
+    ),
+    (
+        "rows that share a column in one pass",
+        "conflict = wide @ wide.T > 0",
+        "conflict = wide @ wide.T > 1",
+        sparse("colors"),
+    ),
+]
+SNAP = [
+    (
+        "a stale trace",
+        "influence.times(q, following)",
+        "influence.times(q, M)",
+        sparse("snap_is_exact_once_all_is_reached[elman]"),
+    ),
+    (
+        "dense cells pass for diagonal ones",
+        "if seen > max(2, n // 2):",
+        "if seen > n:",
+        law("units_that_see_each_other_are_refused"),
+    ),
+]
+UORO = [
+    (
+        "factors that do not cancel",
+        "theta / past + b / now",
+        "theta / past + b * now",
+        mean("uoro--elman"),
+    ),
+    (
+        "the past does not move",
+        "a = step.push(jnp.zeros_like(theta), s)[0]",
+        "a = s",
+        mean("uoro--elman"),
+    ),
+    (
+        "wrong sign of the immediate influence",
+        "b = step.pull(nu, 0.0)[0]",
+        "b = -step.pull(nu, 0.0)[0]",
+        mean("uoro--elman"),
+    ),
+    (
+        "a learned start forgotten",
+        "jnp.any(theta != 0), nu,",
+        "jnp.any(theta != 0), 0 * nu,",
+        mean("uoro--start"),
+    ),
+]
+KRONECKER = [
+    (
+        "no sign",
+        "c * balance(u, Z.ravel())",
+        "balance(u, Z.ravel())",
+        mean("kf_rtrl--lstm"),
+    ),
+    (
+        "the past does not move",
+        'Factors(f.A, jnp.einsum("ij,rjk->rik", D, f.B))',
+        "f",
+        mean("kf_rtrl--elman"),
+    ),
+    (
+        "the other params keep no past",
+        "D @ old.exact + exact",
+        "exact",
+        mean("kf_rtrl--elman"),
+    ),
+    (
+        "the tail is not averaged",
+        "jnp.maximum(1 - share, zero)",
+        "jnp.maximum(share, zero)",
+        unbiased("the_reduction_is_unbiased_and_of_least_variance[2]"),
+    ),
+    (
+        "too many terms in the tail",
+        "start = jnp.argmax(left.astype(s.dtype) * s[:-1] <= tails[:-1])",
+        "start = jnp.argmax(left >= 0)",
+        unbiased("the_reduction_is_unbiased_and_of_least_variance[3]"),
+    ),
+]
+FORWARD = [
+    (
+        "the wrong direction",
+        "slopes @ v / K",
+        "slopes @ v[::-1] / -K",
+        mean("forward_gradient--elman"),
+    ),
+]
+PRODUCTS = [
+    (
+        "the input of the next layer held for recurrent",
+        "old.update(v for v in eqn.outvars if v not in new)",
+        "old.update(eqn.outvars)",
+        sparse("the_gradient_of_1997_is_cut_by_hand[2]"),
+    ),
+]
+LOCAL = [
+    (
+        "a product that no param feels",
+        "constant.append(x)",
+        "constant.append(jax.lax.stop_gradient(x))",
+        sparse("e_prop_is_the_gradient_of_1997[gru]"),
+    ),
+    (
+        "nothing is cut",
+        "constant[i] if i in held else x",
+        "x",
+        sparse("the_gradient_of_1997_is_cut_by_hand[1]"),
+    ),
+    (
+        "the trace does not leak",
+        "influence.add(step, leak * M)",
+        "influence.add(step, M)",
+        sparse("rflo_is_e_prop_on_leaky_units"),
+    ),
+    (
+        "feedback for nothing",
+        "if feedback is not None:",
+        "if False:",
+        sparse("feedback[rflo]"),
+    ),
+]
+TRUNCATION = [
+    (
+        "what gets through is not enlarged",
+        "jnp.zeros_like(c), 1 / (1 - c))",
+        "jnp.zeros_like(c), jnp.ones_like(c))",
+        unbiased("artbp_over_all_cuts[lstm]"),
+    ),
+    (
+        "nothing is cut",
+        "return primals[0], tangents[0] * primals[1]",
+        "return primals[0], tangents[0]",
+        unbiased("artbp_over_all_cuts[lstm]"),
+    ),
+    (
+        "a start is cut off",
+        "first = jnp.arange(len(weights)) == 0",
+        "first = jnp.arange(len(weights)) < 0",
+        unbiased("artbp_over_all_cuts[start]"),
+    ),
+    (
+        "roulette with the weights of one term",
+        "weight = 1 / (at_least[i] if roulette else q[i])",
+        "weight = 1 / q[i]",
+        unbiased("telescope_over_all_horizons[True]"),
+    ),
+    (
+        "a horizon too short",
+        "bit_length() + (T > 1)",
+        "bit_length()",
+        unbiased("telescope_over_all_horizons[False]"),
+    ),
+]
+DEER = [
+    (
+        "the adjoint runs with D, not with its transpose",
+        "J.transpose(0, 2, 1)[::-1]",
+        "J[::-1]",
+        law("deer_is_exact[elman]"),
+    ),
+    (
+        "Newton's approximate Jacobian in the gradient",
+        "lam = linear_recurrence(J.transpose(0, 2, 1)[::-1]",
+        "D = jnp.diagonal(J, axis1=1, axis2=2)\n"
+        "        J = J if jacobian == 'full' else jax.vmap(jnp.diag)(D)\n"
+        "        lam = linear_recurrence(J.transpose(0, 2, 1)[::-1]",
+        sparse("newton_finds_the_states_and_its_jacobian_stays_out_of_the_gradient[diagonal]"),
+    ),
+    (
+        "a learned start has no gradient",
+        "grads += jax.vjp(problem.start, problem.theta)[1](lam[0])[0]",
+        "pass",
+        law("diagonal_and_complex_cells[eye_lstm-deer]"),
+    ),
+    (
+        "a guess returned for the gradient",
+        "jnp.where(found.converged, a, jnp.full_like(a, jnp.nan))",
+        "a",
+        sparse("newton_is_exact_for_the_first_steps_even_where_it_is_lost"),
+    ),
+]
+IMPLICIT = [
+    (
+        "the system not transposed",
+        "jnp.eye(c.size, dtype=c.dtype) - D.T",
+        "jnp.eye(c.size, dtype=c.dtype) - D",
+        sparse("implicit_is_backpropagation_through_a_long_rest"),
+    ),
+    (
+        "what did not settle is returned",
+        "settled = found.all()",
+        "settled = jnp.array(True)",
+        sparse("what_does_not_settle_is_nan"),
+    ),
+]
+CHECK = [
+    (
+        "all is right",
+        "errors = (values.max(0) - values.min(0)) / scale",
+        "errors = 0 * scale",
+        checked("a_planted_error_is_found[jvp]"),
+    ),
+]
+
+ALGORITHMS = [
+    ("vectors", "_vector", VECTOR),
+    ("a step", "_step", STEP),
+    ("online", "_online", ONLINE),
+    ("rtrl", "rtrl", RTRL),
+    ("sparse", "_sparse", SPARSE),
+    ("snap", "snap", SNAP),
+    ("uoro", "uoro", UORO),
+    ("kronecker", "kronecker", KRONECKER),
+    ("forward", "forward_gradient", FORWARD),
+    ("products", "_products", PRODUCTS),
+    ("local", "local", LOCAL),
+    ("random truncation", "random_truncation", TRUNCATION),
+    ("deer", "deer", DEER),
+    ("implicit", "implicit", IMPLICIT),
+    ("check", "check", CHECK),
+]
