@@ -899,14 +899,14 @@ GRADIENTS: list[Row] = [
 BPTT: list[Row] = [
     (
         "mask not given to the net",
-        "cell, params, state, xs, mask=mask, segment",
-        "cell, params, state, xs, segment",
+        "cell, params, state, xs, mask=mask, reset=reset, segment",
+        "cell, params, state, xs, reset=reset, segment",
         gradients("padding_reaches_nothing[gru-bptt]"),
     ),
     (
         "given state ignored",
-        "cell, params, state, xs, mask=mask, segment",
-        "cell, params, None, xs, mask=mask, segment",
+        "cell, params, state, xs, mask=mask, reset=reset, segment",
+        "cell, params, None, xs, mask=mask, reset=reset, segment",
         gradients("the_state_goes_on[bptt]"),
     ),
 ]
