@@ -1,6 +1,7 @@
 """What holds for every gradient algorithm: masks, resets, batches, streams; and what is exact."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -344,6 +345,8 @@ def test_64_seeds_are_one_compiled_call() -> None:
 
 
 def test_the_register() -> None:
+    page = Path(__file__).parents[1] / "experiments" / "README.md"
+    assert gradients.table() in page.read_text(), "put the output of gradients.table() there"
     lines = gradients.table().splitlines()
     assert len(lines) == 2 + len(REGISTER)
     assert all(line.count("|") == lines[0].count("|") for line in lines)
