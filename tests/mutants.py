@@ -6,7 +6,7 @@ file; the tests are as few and as fast as do it.
 
 from typing import NamedTuple
 
-from mutants_gradients import ALGORITHMS
+from mutants_gradients import ALGORITHMS, LABORATORY
 
 Row = tuple[str, str, str, str | tuple[str, ...]]
 
@@ -1245,6 +1245,7 @@ MUTANTS = [
         for subject, module, rows in ALGORITHMS
         for mutant in table(f"gradients: {subject}", f"rnn_jax/gradients/{module}.py", rows)
     ),
+    *(mutant for entry in LABORATORY for mutant in table(*entry)),
     *table("counting", "experiments/counting.py", COUNTING),
     *table("char_lm", "experiments/char_lm/model.py", CHAR_LM),
     *table("char_lm", "experiments/char_lm/data.py", CHAR_LM_DATA),

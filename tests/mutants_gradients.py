@@ -336,6 +336,210 @@ CHECK = [
     ),
 ]
 
+
+def flow(test: str) -> str:
+    return f"test_gradient_flow.py::test_{test}"
+
+
+def chaos(test: str) -> str:
+    return f"test_chaos.py::test_{test}"
+
+
+GRADIENT_FLOW = [
+    (
+        "forget gates of the wrong steps",
+        "f[:0:-1]",
+        "f[-2::-1]",
+        flow("forget_gates_are_all_there_is_where_gates_see_no_state"),
+    ),
+    (
+        "no output gate",
+        "o * (1 - jnp.tanh(state.c) ** 2)",
+        "1 - jnp.tanh(state.c) ** 2",
+        flow("forget_gates_are_all_there_is_where_gates_see_no_state"),
+    ),
+    (
+        "a step too many",
+        "** (1 / (curves.shape[-1] - 1))",
+        "** (1 / curves.shape[-1])",
+        flow("growth_rates_survive_a_gradient_of_zero"),
+    ),
+]
+CLIPPING = [
+    (
+        "starts at h_0 = 0.5",
+        "start = jax.nn.sigmoid(jnp.full(1, X_0, w.dtype))",
+        "start = jnp.full(1, X_0, w.dtype)",
+        flow("the_error_surface_is_the_published_formula[5.0--2.6]"),
+    ),
+]
+CHAOS = [
+    (
+        "mean slope",
+        "* weights @ slopes**2)",
+        "* weights @ slopes)",
+        chaos("mean_field_equals_a_large_random_network[1.5-0.0]"),
+    ),
+    (
+        "noise forgotten",
+        "nodes) ** 2 + noise",
+        "nodes) ** 2",
+        chaos("mean_field_equals_a_large_random_network[2.0-1.0]"),
+    ),
+    (
+        "gain of the wrong size",
+        "size**-0.5",
+        "1 / size",
+        chaos("the_gain_is_the_deviation_of_w"),
+    ),
+    (
+        "slope forward in time",
+        "return -(t @ logs)",
+        "return (t @ logs)",
+        chaos("below_the_transition_the_exponent_is_the_spectral_radius_of_w"),
+    ),
+]
+
+
+def tasks(test: str) -> str:
+    return f"test_memory_tasks.py::test_{test}"
+
+
+TASKS = [
+    (
+        "adding: both marks in one half",
+        "second = jax.random.randint(k_second, (), T // 2, T)",
+        "second = jax.random.randint(k_second, (), 0, T)",
+        tasks("adding"),
+    ),
+    (
+        "adding of 1997: one step marked twice",
+        "second = second + (second >= first).astype(int)",
+        "second = second",
+        tasks("adding_1997"),
+    ),
+    (
+        "copying: delimiter a step late",
+        ".at[delay + n - 1].set(blank + 1)",
+        ".at[delay + n].set(blank + 1)",
+        tasks("copying"),
+    ),
+    (
+        "temporal order: order does not count",
+        "symbols[0] + 2 * symbols[1]",
+        "symbols[0] + symbols[1]",
+        tasks("temporal_order"),
+    ),
+    (
+        "parity: of the bits before",
+        "odd = jnp.cumsum(bits.astype(jnp.int32)) % 2",
+        "odd = (jnp.cumsum(bits.astype(jnp.int32)) - bits.astype(jnp.int32)) % 2",
+        tasks("parity"),
+    ),
+    (
+        "a^n b^n: the last a is scored",
+        "xs == 2)",
+        "(xs == 2) | (targets == 2))",
+        tasks("anbn"),
+    ),
+]
+MODELS = [
+    (
+        "regulariser takes W for its transpose",
+        "(back @ w_h.T)",
+        "(back @ w_h)",
+        tasks("the_regulariser_is_its_formula"),
+    ),
+]
+SEARCH = [
+    (
+        "what is solved goes on learning",
+        "jnp.where(active, n, o)",
+        "n",
+        tasks("a_search_ends_with_the_last_success_and_keeps_what_is_solved"),
+    ),
+]
+TABLE_1997 = [
+    (
+        "success without the mean error",
+        " & (recent(errors) < problem.mean)",
+        "",
+        tasks("success_of_1997_is_2000_right_ones_in_a_row_with_a_small_mean"),
+    ),
+]
+
+
+def ordered(test: str) -> str:
+    return f"test_ordered_derivatives.py::test_{test}"
+
+
+ORDERED = [
+    (
+        "contributions overwritten",
+        "F[i] += F[j] * slope",
+        "F[i] = F[j] * slope",
+        ordered("a_list_by_hand"),
+    ),
+    (
+        "slope of tanh",
+        "(1 - m.tanh(a) ** 2,)",
+        "(1 - m.tanh(a),)",
+        ordered("slopes_are_the_derivatives[tanh]"),
+    ),
+]
+LAGS = [
+    (
+        "lag two taken one step back",
+        "W2[m:, i] @ F_net[t + 2, m:]",
+        "W2[m:, i] @ F_net[t + 1, m:]",
+        ordered("the_net_with_lags_swept_by_hand_is_bptt"),
+    ),
+]
+PLANT = [
+    (
+        "one step reads what it predicts",
+        "predict(data.y[:, :-1], data.u)",
+        "predict(data.y[:, 1:], data.u)",
+        ordered("one_step_reads_the_measured_output_and_simulation_its_own"),
+    ),
+]
+MARKET = [
+    (
+        "implicit slope upside down",
+        "return y / linear(jnp.ones_like(y))",
+        "return y * linear(jnp.ones_like(y))",
+        ordered("the_implicit_gradient_is_a_finite_difference"),
+    ),
+    (
+        "capacity with the wrong sign",
+        "+ p.capacity * q_before",
+        "- p.capacity * q_before",
+        ordered("the_price_clears_the_market"),
+    ),
+]
+PROGRAMME = [
+    (
+        "a kept state takes no slot",
+        "C[t - y, 1:slots]",
+        "C[t - y, 2:]",
+        "test_checkpointing.py::test_no_schedule_is_better_than_the_programme[None]",
+    ),
+]
+
+LABORATORY = [
+    ("ordered derivatives", "experiments/ordered_derivatives/ordered.py", ORDERED),
+    ("ordered derivatives", "experiments/ordered_derivatives/lags.py", LAGS),
+    ("ordered derivatives", "experiments/ordered_derivatives/plant.py", PLANT),
+    ("ordered derivatives", "experiments/ordered_derivatives/market.py", MARKET),
+    ("checkpointing", "experiments/checkpointing/programme.py", PROGRAMME),
+    ("memory tasks", "rnn_jax/tasks/memory.py", TASKS),
+    ("memory tasks", "experiments/memory_tasks/models.py", MODELS),
+    ("memory tasks", "experiments/memory_tasks/search.py", SEARCH),
+    ("memory tasks", "experiments/memory_tasks/lstm_1997.py", TABLE_1997),
+    ("gradient_flow", "experiments/gradient_flow/flow.py", GRADIENT_FLOW),
+    ("gradient_flow", "experiments/gradient_flow/clipping.py", CLIPPING),
+    ("chaos", "experiments/chaos.py", CHAOS),
+]
 ALGORITHMS = [
     ("vectors", "_vector", VECTOR),
     ("a step", "_step", STEP),

@@ -183,6 +183,11 @@ def test_artbp_over_all_cuts(name: str) -> None:
     expected = bptt(params, None, xs, targets, reset=reset)[1]
     assert distance(mean, expected) < 1e-12
 
+    all_cut = jax.tree.map(lambda a: a[-1], estimates)  # but for the start, which is always reached
+    one_step = jax.jit(gradients.truncated_bptt(cell, loss, k1=1, k2=1))
+    assert distance(all_cut, one_step(params, None, xs, targets, reset=reset)[1]) < 1e-12
+    assert distance(all_cut, expected) > 1e-2
+
     drawn = jax.jit(
         jax.vmap(
             lambda k: gradients.artbp(cell, loss, length=length, alpha=alpha)(

@@ -131,7 +131,9 @@ def lstm_1997(cell: Cell, loss: StepLoss) -> ValueAndGrad:
     recurrent net it sees one step. Biased; exact where the recurrent weights are zero.
 
     Args:
-      cell: a `Cell` whose recurrent weights are used as ``h @ w``, as in all of this library.
+      cell: a `Cell` whose recurrent weights are used as ``h @ w``, as in all of this library. What
+        an output layer or the next layer reads must be an array of the new state as it stands:
+        ``y @ w_y`` counts as recurrent where y is made beside the state out of the old one.
       loss: ``(y, target) -> scalar`` of one step.
 
     Returns:
