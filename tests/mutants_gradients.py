@@ -24,23 +24,25 @@ def mean(case: str) -> str:
 VECTOR = [
     (
         "a complex gradient not conjugated",
-        "a.conj() if _is_complex(a) else a",
+        "a.conj() if jnp.iscomplexobj(a) else a",
         "a",
         law("diagonal_and_complex_cells[lru-rtrl]"),
     ),
 ]
 STEP = [
     (
-        "the new state counted twice",
-        "cut.setdefault(var, i)",
-        "cut",
-        sparse("snap_1_is_backpropagation_through_the_diagonal"),
-    ),
-    (
         "a reset takes the old state",
         "else select(reset, a, b)",
         "else b",
         law("padding_batches_and_resets[rtrl]"),
+    ),
+]
+OUTPUT = [
+    (
+        "the new state counted twice",
+        "own = [v for v in made if isinstance(v, Var) and v not in jaxpr.invars]",
+        "own = []",
+        sparse("snap_1_is_backpropagation_through_the_diagonal"),
     ),
 ]
 ONLINE = [
@@ -214,8 +216,8 @@ KRONECKER = [
 FORWARD = [
     (
         "the wrong direction",
-        "slopes @ v / K",
-        "slopes @ v[::-1] / -K",
+        "slopes.astype(v.dtype) @ v / K",
+        "slopes.astype(v.dtype) @ v / -K",
         mean("forward_gradient--elman"),
     ),
 ]
@@ -543,6 +545,7 @@ LABORATORY = [
 ALGORITHMS = [
     ("vectors", "_vector", VECTOR),
     ("a step", "_step", STEP),
+    ("outputs", "_output", OUTPUT),
     ("online", "_online", ONLINE),
     ("rtrl", "rtrl", RTRL),
     ("sparse", "_sparse", SPARSE),

@@ -359,3 +359,18 @@ def test_the_register() -> None:
         assert (
             hasattr(entry.algorithm(NETS["gru"], loss, **entry.options), "update") == entry.online
         )
+
+
+@every_algorithm
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_any_dtype(name: str, dtype: Any) -> None:
+    """Everything is traced under strict promotion; the gradient has the dtype of the params."""
+    cell = rnn.readout(rnn.gru_reset_after(D, H, dtype=dtype), 2)
+    params = cell.init(key(0))
+    options = {"key": key(1)} if name in DRAWS else {}
+    run = functools.partial(ANY_CELL[name](cell, loss), **options)
+    (total, state), grads = jax.eval_shape(
+        run, params, None, jnp.zeros((T, D), dtype), jnp.zeros((T, 2), dtype)
+    )
+    assert {a.dtype for a in jax.tree.leaves((total, state, grads))} == {jnp.dtype(dtype)}
+    assert jax.tree.structure(grads) == jax.tree.structure(params)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax._types import Array, Key, Params, State
-from rnn_jax.diagnostics._vector import norm, to_vector
+from rnn_jax.diagnostics._norm import norm
 from rnn_jax.gradients._types import ValueAndGrad
+from rnn_jax.gradients._vector import ravel
 
 
 class Agreement(NamedTuple):
@@ -114,7 +115,7 @@ def compare(
 
 
 def _agreement(estimates: Any, exact: Any) -> Agreement:
-    g, r = jax.vmap(to_vector)(estimates), to_vector(exact)  # [K, p], [p]
+    g, r = jax.vmap(ravel)(estimates), ravel(exact)  # [K, p], [p]
     K, mean = len(g), g.mean(axis=0)
     variance = jnp.sum((g - mean[None]) ** 2) / (K - 1)
 

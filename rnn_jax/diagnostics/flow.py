@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax._types import Array, Cell, Params, State
-from rnn_jax.diagnostics import _output, _steps
-from rnn_jax.diagnostics._vector import from_vector, norm, to_vector
+from rnn_jax.diagnostics import _steps
+from rnn_jax.diagnostics._norm import norm
+from rnn_jax.gradients import _output
 from rnn_jax.gradients._types import StepLoss, total_loss
+from rnn_jax.gradients._vector import ravel, unravel
 from rnn_jax.unroll import unroll
 
 
@@ -72,7 +74,7 @@ def gradient_flow(
     """
     state, inputs = _steps.prepare(cell, params, state, xs, mask, reset)
     xs, mask, reset = inputs
-    vector = to_vector(state)
+    vector = ravel(state)
     zeros = jnp.zeros((inputs.valid.size, vector.size), vector.dtype)
 
     def total(by_output: Array, by_next: Array) -> Array:
@@ -102,7 +104,7 @@ def _nudged(cell: Cell) -> Cell:
     def step(params: Params, old: State, inputs: Any) -> tuple[State, Any]:
         z, by_output, by_next = inputs
         new, output = _output.separate(cell.step, params, old, z)
-        y = output(from_vector(to_vector(new) + by_output, new))
-        return from_vector(to_vector(new) + by_next, new), y
+        y = output(unravel(ravel(new) + by_output, new))
+        return unravel(ravel(new) + by_next, new), y
 
     return cell._replace(project=project, step=step)

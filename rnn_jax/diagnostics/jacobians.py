@@ -6,7 +6,7 @@ import jax
 
 from rnn_jax._types import Array, Cell, Params, State
 from rnn_jax.diagnostics import _steps
-from rnn_jax.diagnostics._vector import from_vector, to_vector
+from rnn_jax.gradients._vector import ravel, unravel
 
 
 def jacobians(
@@ -48,8 +48,8 @@ def jacobians(
 
     def local(old: State, now: _steps.Inputs) -> Array:
         def run(v: Array) -> Array:
-            return to_vector(_steps.step(cell, params, from_vector(v, old), now)[0])
+            return ravel(_steps.step(cell, params, unravel(v, old), now)[0])
 
-        return jax.jacrev(run)(to_vector(old))
+        return jax.jacrev(run)(ravel(old))
 
     return jax.vmap(local)(states, inputs)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from rnn_jax._types import Array, Cell, Params, State
 from rnn_jax.diagnostics import _steps
-from rnn_jax.diagnostics._vector import from_vector, norm, to_vector
+from rnn_jax.diagnostics._norm import norm
 from rnn_jax.diagnostics.flow import gradient_flow
 from rnn_jax.gradients._types import StepLoss
+from rnn_jax.gradients._vector import ravel, unravel
 
 
 class Influence(NamedTuple):
@@ -157,18 +158,18 @@ def _by_lag(
 
         def run(weights: Params, v: Array) -> tuple[Array, Array]:
             theta = params if weights is None else weights
-            new, y = _steps.step(cell, theta, from_vector(v, old), now)
+            new, y = _steps.step(cell, theta, unravel(v, old), now)
             l = loss(y, target)
-            return to_vector(new), jnp.where(valid, l, jnp.zeros_like(l))
+            return ravel(new), jnp.where(valid, l, jnp.zeros_like(l))
 
-        (_, l), pull = jax.vjp(run, weights, to_vector(old))
+        (_, l), pull = jax.vjp(run, weights, ravel(old))
         own = (jnp.arange(T) == 0).astype(l.dtype)
         by_weights, earlier = jax.vmap(pull)((rows, own))
         earlier = jnp.concatenate([jnp.zeros_like(rows[:1]), earlier[:-1]])
         grads = jax.tree.map(jnp.add, grads, by_weights)
         return (jnp.where(valid, earlier, rows), grads), jnp.where(valid, norm(rows[1:]), 0)
 
-    vector = to_vector(state)
+    vector = ravel(state)
     rows = jnp.zeros((T, vector.size), vector.dtype)
     grads = jax.tree.map(lambda p: jnp.zeros((T, *p.shape), p.dtype), weights)
     at = states, inputs, inputs.valid, jax.tree.map(jnp.asarray, targets)

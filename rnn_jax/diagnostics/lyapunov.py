@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Params, State
 from rnn_jax.diagnostics import _steps
-from rnn_jax.diagnostics._vector import from_vector, to_vector
+from rnn_jax.gradients._vector import ravel, unravel
 
 
 class Lyapunov(NamedTuple):
@@ -67,7 +67,7 @@ def lyapunov_exponents(
       Engelken. Gradient flossing. 2023.
     """
     state, inputs = _steps.prepare(cell, params, state, xs, mask, None)
-    vector, T = to_vector(state), inputs.valid.size
+    vector, T = ravel(state), inputs.valid.size
     n = vector.size
     k = n if k is None else _checks.positive_int("k", k)
     if k > n:
@@ -79,10 +79,10 @@ def lyapunov_exponents(
         old, Q = carry
 
         def run(v: Array) -> tuple[Array, State]:
-            new, _ = _steps.step(cell, params, from_vector(v, old), now)
-            return to_vector(new), new
+            new, _ = _steps.step(cell, params, unravel(v, old), now)
+            return ravel(new), new
 
-        _, push, new = jax.linearize(run, to_vector(old), has_aux=True)
+        _, push, new = jax.linearize(run, ravel(old), has_aux=True)
         Q, R = jnp.linalg.qr(jax.vmap(push, in_axes=1, out_axes=1)(Q))
         return (new, Q), jnp.log(jnp.abs(jnp.diagonal(R)))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax._types import Array, Params
-from rnn_jax.diagnostics._vector import to_vector
+from rnn_jax.gradients._vector import ravel
 
 
 class NoiseScale(NamedTuple):
@@ -53,7 +53,7 @@ def noise_scale(grads: Params) -> NoiseScale:
             f"grads: got leading axes {sorted(sizes)}, expected one B >= 2 for all arrays; "
             "jax.vmap a value_and_grad over examples"
         )
-    g = jax.vmap(to_vector)(grads)  # [B, p]
+    g = jax.vmap(ravel)(grads)  # [B, p]
     B, mean = len(g), g.mean(axis=0)
     noise = jnp.sum((g - mean[None]) ** 2) / (B - 1)
     signal = jnp.sum(mean**2) - noise / B

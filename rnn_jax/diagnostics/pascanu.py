@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from rnn_jax._types import Array, Cell, Params, State, is_float
 from rnn_jax.diagnostics import _steps
-from rnn_jax.diagnostics._vector import from_vector, norm, to_vector
+from rnn_jax.diagnostics._norm import norm
 from rnn_jax.diagnostics.flow import gradient_flow
 from rnn_jax.gradients._types import StepLoss
+from rnn_jax.gradients._vector import ravel, unravel
 
 
 def pascanu_regularizer(
@@ -66,9 +67,9 @@ def pascanu_regularizer(
 
     def stretch(lam: Array, old: State, now: _steps.Inputs) -> Array:
         def run(v: Array) -> Array:
-            return to_vector(_steps.step(cell, params, from_vector(v, old), now)[0])
+            return ravel(_steps.step(cell, params, unravel(v, old), now)[0])
 
-        (back,) = jax.vjp(run, to_vector(old))[1](lam)
+        (back,) = jax.vjp(run, ravel(old))[1](lam)
         return norm(back)
 
     length = norm(flow.total)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax._types import Array
-from rnn_jax.diagnostics._vector import norm
+from rnn_jax.diagnostics._norm import norm
 
 SWEEPS = 30  # it takes 5 to 10
 

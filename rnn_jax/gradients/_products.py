@@ -92,7 +92,8 @@ def products(step: Step, found: _deferred.Probe) -> tuple[list[Product], Array]:
     nothing = [jnp.zeros(site.out.shape, site.out.dtype) for site in found.sites]
     h, back, us = jax.vjp(run, ravel(others), nothing, has_aux=True)
     J, Zs = jax.vmap(back)(jnp.eye(h.size, dtype=h.dtype))
-    return [Product(u, Z) for u, Z in zip(us, Zs, strict=True)], J
+    pairs = zip(us, Zs, strict=True)
+    return [Product(u.astype(h.dtype), Z.astype(h.dtype)) for u, Z in pairs], J
 
 
 def with_products(

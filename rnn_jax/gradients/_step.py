@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
-from rnn_jax._types import Array, Cell, Params, State, is_float
+from rnn_jax._types import Array, Cell, Params, State
+from rnn_jax.gradients._output import separate
 from rnn_jax.gradients._types import StepLoss, guarded, select
 from rnn_jax.gradients._vector import ravel, unravel
 
@@ -89,45 +89,19 @@ class Step:
         """``(dl/dtheta, dl/dh, dl/dh')`` where the output is a function of all three.
 
         Of the new state, the output sees what the code of the cell passes on: y = h' W_y for
-        ``y = h @ w_y``. A cell that hides its new state in a jitted function still gives the same
-        total, dl/dh' D + dl/dh, in other parts.
+        ``y = h @ w_y``.
         """
         new = self.value()[1][0]
-        output = _output(self.net, self.params, self.state)
+
+        def net(params: Params, old: State, _: tuple[()]) -> tuple[State, Any]:
+            return self.net(params, old)
 
         def run(theta: Array, h: Array, after: Array) -> Array:
             params, old = unravel(theta, self.params), unravel(h, self.state)
-            return self.loss(output(params, old, unravel(after, new)), self.target)
+            _, output = separate(net, params, old, ())
+            return self.loss(output(unravel(after, new)), self.target)
 
         return jax.grad(run, argnums=(0, 1, 2))(self.theta, self.h, ravel(new))
-
-
-def _output(net: Any, params: Params, state: State) -> Any:
-    """``(params, old state, new state) -> y`` of a net ``(params, state) -> (new state, y)``.
-
-    These are the ordered derivatives of Werbos: each array of the new state is cut off from what
-    it was computed from, so that nothing is counted twice.
-    """
-    traced, shape = jax.make_jaxpr(net, return_shape=True)(params, state)
-    jaxpr = traced.jaxpr
-    count = len(jax.tree.leaves(shape[0]))
-    inputs = {*jaxpr.invars, *jaxpr.constvars}
-    cut: dict[Any, int] = {}
-    for i, var in enumerate(jaxpr.outvars[:count]):
-        if not isinstance(var, Literal) and var not in inputs and is_float(var.aval):
-            cut.setdefault(var, i)
-
-    unused = {var: Var(var.aval) for var in cut}
-    eqns = [e.replace(outvars=[unused.get(v, v) for v in e.outvars]) for e in jaxpr.eqns]
-    opened = jaxpr.replace(invars=[*jaxpr.invars, *cut], outvars=jaxpr.outvars[count:], eqns=eqns)
-    run = jaxpr_as_fun(ClosedJaxpr(opened, traced.consts))
-
-    def output(params: Params, old: State, new: State) -> Any:
-        given = jax.tree.leaves(new)
-        ys = run(*jax.tree.leaves((params, old)), *(given[i] for i in cut.values()))
-        return jax.tree.unflatten(jax.tree.structure(shape[1]), ys)
-
-    return output
 
 
 class Origin(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pytrees as real vectors: the leaves that have a tangent, complex ones as real, then imaginary."""
+"""The part of a pytree that has a derivative, as one real vector."""
 
 from typing import Any
 
@@ -9,33 +9,36 @@ from rnn_jax._types import Array, is_float
 
 
 def ravel(tree: Any) -> Array:
-    """[n] real; integers, flags and PRNG keys are left out."""
-    floats = [a for a in jax.tree.leaves(tree) if is_float(a)]
-    parts = [b for a in floats for b in ([a.real, a.imag] if _is_complex(a) else [a])]
-    dtype = jnp.zeros(()).dtype if not parts else parts[0].dtype
-    for part in parts[1:]:
-        dtype = jnp.promote_types(dtype, part.dtype)
-    return jnp.concatenate([jnp.zeros(0, dtype)] + [a.astype(dtype).ravel() for a in parts])
+    """[n], float32 or wider: the floats of `tree`, leaf after leaf; complex ones as pairs."""
+    floats = [_real(a) for a in jax.tree.leaves(tree) if is_float(a)]
+    widest: Any = max([jnp.dtype(jnp.float32), *(a.dtype for a in floats)], key=_bits)
+    parts = [a.ravel().astype(widest) for a in floats]
+    return jnp.concatenate(parts) if parts else jnp.zeros(0, widest)
 
 
 def unravel(vector: Array, like: Any) -> Any:
-    """The pytree of a vector; what `ravel` leaves out is taken from `like`."""
-    leaves, at = [], 0
+    """The pytree `like` with the floats of `vector`; its other leaves stay."""
+    leaves, start = [], 0
     for a in jax.tree.leaves(like):
         if is_float(a):
-            parts = []
-            for _ in range(2 if _is_complex(a) else 1):
-                parts.append(vector[at : at + a.size].reshape(a.shape).astype(a.real.dtype))
-                at += a.size
-            a = jax.lax.complex(*parts) if _is_complex(a) else parts[0]
+            real = jax.eval_shape(_real, a)
+            part = vector[start : start + real.size].reshape(real.shape).astype(real.dtype)
+            start += real.size
+            a = jax.lax.complex(part[..., 0], part[..., 1]) if jnp.iscomplexobj(a) else part
         leaves.append(a)
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    tree: Any = jax.tree.structure(like)
+    return tree.unflatten(leaves)
 
 
 def gradient(vector: Array, like: Any) -> Any:
     """The pytree of a gradient; by a complex z = x + iy it is dL/dx - i dL/dy, as in `jax.grad`."""
-    return jax.tree.map(lambda a: a.conj() if _is_complex(a) else a, unravel(vector, like))
+    grads = unravel(vector, like)
+    return jax.tree.map(lambda a: a.conj() if jnp.iscomplexobj(a) else a, grads)
 
 
-def _is_complex(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.complexfloating)
+def _real(a: Array) -> Array:
+    return jnp.stack([a.real, a.imag], axis=-1) if jnp.iscomplexobj(a) else a
+
+
+def _bits(dtype: Any) -> int:
+    return jnp.finfo(dtype).bits

@@ -60,6 +60,6 @@ def forward_gradient(
     def update(step: Step, trace: Trace, key: Any) -> tuple[Trace, Array]:
         v, s = trace
         s, slopes = jax.vmap(step.push)(v, s)
-        return (v, s), slopes @ v / K
+        return (v, s), slopes.astype(v.dtype) @ v / K
 
     return Online("forward_gradient", cell, loss, lambda step: Rule(init, update), draws=True)

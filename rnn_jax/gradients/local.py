@@ -234,7 +234,7 @@ def _rule(influence: _sparse.Influence, following: Any, feedback: Array | None) 
         new = following(step, M)
         r, c, q = step.observe()
         if feedback is not None:
-            c, q = jnp.zeros_like(c), step.error() @ feedback
+            c, q = jnp.zeros_like(c), step.error() @ feedback.astype(c.dtype)
         return new, r + influence.times(c, M) + influence.times(q, new)
 
     return Rule(init, update)

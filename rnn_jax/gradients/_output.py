@@ -37,12 +37,13 @@ def separate(step: Any, params: Params, old: State, z: Any) -> tuple[State, OfSt
         eqns=_making(ys, [e.replace(invars=swap(e.invars)) for e in jaxpr.eqns], fresh),
     )
 
+    run = jaxpr_as_fun(ClosedJaxpr(again, traced.consts))
+
     def output(new: State) -> Any:
-        value = dict(zip(made, jax.tree.leaves(new), strict=True)) if own else {}
-        leaves = jaxpr_as_fun(ClosedJaxpr(again, traced.consts))(
-            *inputs, *(value[v] for v in fresh)
-        )
-        return jax.tree.unflatten(jax.tree.structure(outputs), leaves)
+        leaves = zip(made, jax.tree.leaves(new), strict=True)
+        value = {v: leaf for v, leaf in leaves if isinstance(v, Var)}
+        ys = run(*inputs, *(value[v] for v in fresh))
+        return jax.tree.unflatten(jax.tree.structure(outputs), ys)
 
     return step(params, old, z)[0], output
 
