@@ -528,7 +528,43 @@ PROGRAMME = [
     ),
 ]
 
+
+def measured(test: str) -> str:
+    return f"test_gradient_algorithms.py::test_{test}"
+
+
+BALANCING = [
+    (
+        "the signs of the two groups swapped",
+        "PLUS, MINUS = 10, 13",
+        "PLUS, MINUS = 13, 10",
+        measured("influence_is_the_sum_of_powers"),
+    ),
+    (
+        "one seed that converges is enough",
+        "(last < 1e-3 * first).all()",
+        "(last < 1e-3 * first).any()",
+        measured("curves_and_verdicts"),
+    ),
+]
+EXACTNESS = [
+    (
+        "the error of one draw for that of the mean",
+        "error[drawn] / std[drawn] * len(draws) ** 0.5",
+        "error[drawn] / std[drawn]",
+        measured("scores_notice_a_bias_and_pass_noise"),
+    ),
+    (
+        "anything is called exact",
+        'return entry["error"] < EXACT',
+        'return entry["error"] < 1',
+        measured("a_wrong_algorithm_is_not_called_exact"),
+    ),
+]
+
 LABORATORY = [
+    ("gradient algorithms", "experiments/gradient_algorithms/balancing.py", BALANCING),
+    ("gradient algorithms", "experiments/gradient_algorithms/exactness.py", EXACTNESS),
     ("ordered derivatives", "experiments/ordered_derivatives/ordered.py", ORDERED),
     ("ordered derivatives", "experiments/ordered_derivatives/lags.py", LAGS),
     ("ordered derivatives", "experiments/ordered_derivatives/plant.py", PLANT),

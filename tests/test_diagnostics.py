@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from nets import COMBINED, NETS, D, H, key, random_inputs, random_params
+from nets import NETS, D, H, key, random_inputs, random_params
 from test_laws import assert_close
 
 import rnn_jax as rnn
@@ -681,4 +681,3 @@ def test_bad_arguments() -> None:
         diag.compare(algorithm, algorithm, params, None, xs, targets, key(0)[None])
     with pytest.raises(ValueError, match="grads: got leading axes"):
         diag.noise_scale({"w": jnp.ones((1, 2))})
-    assert COMBINED

@@ -54,7 +54,7 @@ def test_online_algorithms_balance(x64: None) -> None:
 
 
 def test_curves_and_verdicts() -> None:
-    losses = np.arange(1.0, 1001)[None]
+    losses = jnp.arange(1.0, 1001)[None]
     curve = balancing.curve(losses, 3000)
     assert curve["loss"].shape == (1, 200)
     assert curve["steps"][-1] == 3000
@@ -160,6 +160,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder, "\n".join(printed), json.loads((folder / "numbers.json").read_text())
 
 
+@pytest.mark.slow
 def test_quick_writes_its_files(quick: Any) -> None:
     folder, printed, _ = quick
     names = {path.name for path in Path(folder).iterdir()}
@@ -169,6 +170,7 @@ def test_quick_writes_its_files(quick: Any) -> None:
     assert printed.count(": reproduced") == 2
 
 
+@pytest.mark.slow
 def test_quick_exactness(quick: Any) -> None:
     """Exact ones are exact, the mean of the unbiased is, and the biased are not."""
     for name, row in quick[2]["exactness"].items():
@@ -184,12 +186,13 @@ def test_quick_exactness(quick: Any) -> None:
             assert 0.05 < entry["error"] < 1
 
 
+@pytest.mark.slow
 def test_quick_learning_and_noise(quick: Any) -> None:
     numbers = quick[2]
     for run in numbers["stream"].values():
         losses = np.array(run["losses"])
         assert run["carry bytes"][0] == run["carry bytes"][1] > 0
-        assert run["program bytes"][0] == run["program bytes"][1]
+        assert run["program bytes"][1] < 1.1 * run["program bytes"][0]  # for 20 times the steps
         assert np.median(losses[:, -1]) < 0.9 * learning.CHANCE
     assert numbers["sweep"]["traces"] == 1
     assert numbers["sweep"]["last"][1] < 0.5 * learning.CHANCE
@@ -202,6 +205,7 @@ def test_quick_learning_and_noise(quick: Any) -> None:
     assert sliding[0] == pytest.approx(chunks[0])
 
 
+@pytest.mark.slow
 def test_quick_configuration_is_recorded(quick: Any) -> None:
     config = quick[2]["config"]
     assert config["quick"]

