@@ -52,7 +52,7 @@ def pascanu_regularizer(
 
     References:
       Pascanu, Mikolov, Bengio. On the difficulty of training recurrent neural networks. 2013
-      (equations 9 and 10).
+      (equation 10 is its gradient).
 
     Elsewhere: the code that the authors published takes the ratio of the *squared* norms, and
     divides the sum by the number of steps with ||lam_t||^2 >= 1e-20. The paper's state is what
@@ -60,10 +60,10 @@ def pascanu_regularizer(
     states are constant. `rnn_jax.elman` has the state h_t = f(...), whose D_t has the factor f' at
     a place that depends on all the weights; for the numbers of the paper, write the cell its way.
     """
-    constant = _constant(params)
-    flow = gradient_flow(cell, loss, constant, state, xs, targets, mask=mask, reset=reset)
-    state, inputs = _steps.prepare(cell, constant, state, xs, mask, reset)
-    states = _constant(_steps.states_before(cell, constant, state, inputs))
+    fixed, state, xs, targets = _constant((params, state, xs, targets))
+    flow = gradient_flow(cell, loss, fixed, state, xs, targets, mask=mask, reset=reset)
+    state, inputs = _steps.prepare(cell, fixed, state, xs, mask, reset)
+    states = _steps.states_before(cell, fixed, state, inputs)
 
     def stretch(lam: Array, old: State, now: _steps.Inputs) -> Array:
         def run(v: Array) -> Array:
@@ -77,10 +77,11 @@ def pascanu_regularizer(
     if inputs.reset is not None:
         counts &= ~inputs.reset
     length = jnp.where(counts, length, jnp.ones_like(length))
-    unit = jax.lax.stop_gradient(flow.total / length[:, None])
+    unit = flow.total / length[:, None]
     terms = (jax.vmap(stretch)(unit, states, inputs) - 1) ** 2
     return jnp.sum(jnp.where(counts, terms, jnp.zeros_like(terms)))
 
 
 def _constant(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if is_float(a) else a, tree)
+    arrays = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if is_float(a) else a, arrays)
