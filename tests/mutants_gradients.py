@@ -39,6 +39,12 @@ STEP = [
 ]
 OUTPUT = [
     (
+        "a jitted step is not looked into",
+        "with jax.disable_jit():",
+        "with jax.disable_jit(False):",
+        "test_diagnostics.py::test_flow_sees_through_jit_and_says_where_it_cannot",
+    ),
+    (
         "the new state counted twice",
         "own = [v for v in made if isinstance(v, Var) and v not in jaxpr.invars]",
         "own = []",
@@ -562,7 +568,104 @@ EXACTNESS = [
     ),
 ]
 
+
+def diagnosed(test: str) -> str:
+    return f"test_diagnostics.py::test_{test}"
+
+
+DIAGNOSTICS = {
+    "flow": [
+        (
+            "the output does not see the nudge",
+            "y = output(unravel(ravel(new) + by_output, new))",
+            "y = output(new)",
+            diagnosed("flow_and_jacobians_are_the_backward_recursion[lstm]"),
+        ),
+    ],
+    "lag": [
+        (
+            "a masked step counts",
+            "return (jnp.where(valid, earlier, rows), grads)",
+            "return (earlier, grads)",
+            diagnosed("masked_steps_are_no_steps"),
+        ),
+        (
+            "the learned initial state has no gradient",
+            "    if state is None:  # begin with a reset",
+            "    if False:  # begin with a reset",
+            diagnosed("gradients_by_lag_add_up_to_the_truncated_ones[user-k2s1]"),
+        ),
+    ],
+    "singular_values": [
+        (
+            "the ratio of lengths for its square",
+            "(g * r**2)[:, None]",
+            "(g * r)[:, None]",
+            diagnosed("singular_values_of_short_products[4]"),
+        ),
+        (
+            "rows stay exchanged",
+            "    a, b = _exchange(swap, longer, shorter)",
+            "    a, b = longer, shorter",
+            diagnosed("singular_values_of_short_products[4]"),
+        ),
+    ],
+    "lyapunov": [
+        (
+            "the warm-up counts",
+            "(jnp.arange(T) >= warmup)",
+            "(jnp.arange(T) >= 0)",
+            diagnosed("exponents_of_a_linear_net_are_its_eigenvalues[None]"),
+        ),
+    ],
+    "compare": [
+        (
+            "the spread for the standard error",
+            "values.std(ddof=1) / K**0.5",
+            "values.std(ddof=1)",
+            diagnosed("compare_finds_a_known_bias_and_variance"),
+        ),
+    ],
+    "gates": [
+        ("masked steps count as shut", "(flags & valid)", "flags", diagnosed("gates_of_a_loop")),
+    ],
+    "noise_scale": [
+        (
+            "the noise of the mean is signal",
+            "jnp.sum(mean**2) - noise / B",
+            "jnp.sum(mean**2)",
+            diagnosed("noise_scale_of_known_gradients"),
+        ),
+    ],
+    "pascanu": [
+        (
+            "its gradient goes through states and lam",
+            "fixed, state, xs, targets = _constant((params, state, xs, targets))",
+            "fixed = params",
+            diagnosed("regularizer_is_the_formula"),
+        ),
+        (
+            "steps without a gradient count",
+            "(length > 0)",
+            "(length >= 0)",
+            diagnosed("regularizer_counts_steps_with_a_gradient"),
+        ),
+    ],
+    "_norm": [
+        (
+            "squares underflow",
+            "scale = jnp.where(peak > 0, peak, jnp.ones_like(peak))",
+            "scale = jnp.ones_like(peak)",
+            diagnosed("flow_of_a_scalar_is_a_power_however_small[float32]"),
+        ),
+    ],
+}
+
 LABORATORY = [
+    *(
+        (f"diagnostics: {name}", f"rnn_jax/diagnostics/{name}.py", rows)
+        for name, rows in DIAGNOSTICS.items()
+    ),
     ("gradient algorithms", "experiments/gradient_algorithms/balancing.py", BALANCING),
     ("gradient algorithms", "experiments/gradient_algorithms/exactness.py", EXACTNESS),
     ("ordered derivatives", "experiments/ordered_derivatives/ordered.py", ORDERED),
