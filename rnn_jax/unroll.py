@@ -219,7 +219,7 @@ def _prepare(
     ) -> tuple[State, Any]:
         z, valid, restart = inputs
         z = cell.project(params, z) if inside else z
-        state = old if restart is None else _restart(restart, initial, old)
+        state = old if restart is None else restarted(restart, initial, old)
         new, y = cell.step(params, state, z)
         if valid is None:
             return new, y
@@ -288,7 +288,9 @@ def _where(flags: Array, a: Array, b: Array) -> Array:
     return jnp.where(flags.reshape(flags.shape + (1,) * (a.ndim - 1)), a, b)
 
 
-def _restart(restart: Array, initial: State, old: State) -> State:
+def restarted(restart: Array, initial: State, old: State) -> State:
+    """The state before a step that may be the first of an episode; PRNG keys go on."""
+
     def select(new: Array, kept: Array) -> Array:
         is_key = jnp.issubdtype(kept.dtype, jax.dtypes.prng_key)
         return kept if is_key else jnp.where(restart, new, kept)

@@ -333,12 +333,12 @@ INITIALIZERS: list[Row] = [
 ]
 
 STEP = """\
-        state = old if restart is None else _restart(restart, initial, old)
+        state = old if restart is None else restarted(restart, initial, old)
         new, y = cell.step(params, state, z)
 """
 LATE_RESET = """\
         new, y = cell.step(params, old, z)
-        new = new if restart is None else _restart(restart, initial, new)
+        new = new if restart is None else restarted(restart, initial, new)
 """
 
 UNROLL: list[Row] = [
@@ -368,7 +368,7 @@ UNROLL: list[Row] = [
     ),
     (
         "reset ignored",
-        "state = old if restart is None else _restart(restart, initial, old)",
+        "state = old if restart is None else restarted(restart, initial, old)",
         "state = old",
         law("nan_does_not_get_past_a_reset[elman]"),
     ),

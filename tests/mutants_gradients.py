@@ -29,11 +29,11 @@ VECTOR = [
         law("diagonal_and_complex_cells[lru-rtrl]"),
     ),
 ]
-STEP = [
+RESTART = [
     (
         "a reset takes the old state",
-        "else select(reset, a, b)",
-        "else b",
+        "return kept if is_key else jnp.where(restart, new, kept)",
+        "return kept",
         law("padding_batches_and_resets[rtrl]"),
     ),
 ]
@@ -105,6 +105,18 @@ RTRL = [
 ]
 SPARSE = [
     (
+        "feedback for nothing",
+        "if feedback is not None:",
+        "if False:",
+        sparse("feedback[rflo]"),
+    ),
+    (
+        "a stale trace",
+        "influence.times(q, new)",
+        "influence.times(q, M)",
+        sparse("snap_is_exact_once_all_is_reached[elman]"),
+    ),
+    (
         "masks from the data",
         "params, state, x = random_like(like, i)",
         "params, state, x = step.params, step.state, step.x",
@@ -148,12 +160,6 @@ SPARSE = [
     ),
 ]
 SNAP = [
-    (
-        "a stale trace",
-        "influence.times(q, following)",
-        "influence.times(q, M)",
-        sparse("snap_is_exact_once_all_is_reached[elman]"),
-    ),
     (
         "dense cells pass for diagonal ones",
         "if seen > max(2, n // 2):",
@@ -253,12 +259,6 @@ LOCAL = [
         "influence.add(step, leak * M)",
         "influence.add(step, M)",
         sparse("rflo_is_e_prop_on_leaky_units"),
-    ),
-    (
-        "feedback for nothing",
-        "if feedback is not None:",
-        "if False:",
-        sparse("feedback[rflo]"),
     ),
 ]
 TRUNCATION = [
@@ -662,6 +662,7 @@ DIAGNOSTICS = {
 }
 
 LABORATORY = [
+    ("gradients: a reset", "rnn_jax/unroll.py", RESTART),
     *(
         (f"diagnostics: {name}", f"rnn_jax/diagnostics/{name}.py", rows)
         for name, rows in DIAGNOSTICS.items()
@@ -683,7 +684,6 @@ LABORATORY = [
 ]
 ALGORITHMS = [
     ("vectors", "_vector", VECTOR),
-    ("a step", "_step", STEP),
     ("outputs", "_output", OUTPUT),
     ("online", "_online", ONLINE),
     ("rtrl", "rtrl", RTRL),

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State
-from rnn_jax.gradients._step import Origin, Step, restarted
+from rnn_jax.gradients._step import Origin, Step
 from rnn_jax.gradients._types import StepLoss, guarded, needed, select
 from rnn_jax.gradients._vector import gradient
+from rnn_jax.unroll import restarted
 
 
 class OnlineState(NamedTuple):

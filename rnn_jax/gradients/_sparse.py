@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax._types import Array, is_float
+from rnn_jax._types import Array, Key, is_float
+from rnn_jax.gradients._online import Rule
 from rnn_jax.gradients._step import Origin, Step
 
 PROBES = 32  # a ReLU is off at half of the points: 2^-32 is left that it is never seen on
@@ -131,6 +132,27 @@ class Influence:
 
     def _only(self, M: Array) -> Array:
         return jnp.where(self.valid, M, jnp.zeros_like(M))
+
+
+def rule(
+    influence: Influence, following: Callable[[Step, Array], Array], feedback: Array | None = None
+) -> Rule:
+    """An online algorithm on a mask: `following` makes M of a step from the one before.
+
+    The loss of a step sees M through dl/dh, or through dl/dy B for a feedback matrix B.
+    """
+
+    def init(origin: Origin, step: Step, key: Key | None) -> Array:
+        return influence.take(origin.jacobian())
+
+    def update(step: Step, M: Array, key: Key | None) -> tuple[Array, Array]:
+        new = following(step, M)
+        r, c, q = step.observe()
+        if feedback is not None:
+            c, q = jnp.zeros_like(c), step.error() @ feedback.astype(c.dtype)
+        return new, r + influence.times(c, M) + influence.times(q, new)
+
+    return Rule(init, update)
 
 
 def colors(found: np.ndarray) -> np.ndarray:

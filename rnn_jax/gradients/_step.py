@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rnn_jax._types import Array, Cell, Params, State
 from rnn_jax.gradients._output import separate
-from rnn_jax.gradients._types import StepLoss, guarded, select
+from rnn_jax.gradients._types import StepLoss, guarded
 from rnn_jax.gradients._vector import ravel, unravel
 
 
@@ -130,12 +130,3 @@ class Origin(NamedTuple):
 
     def _run(self, theta: Array) -> Array:
         return ravel(self.learned(unravel(theta, self.params)))
-
-
-def restarted(reset: Array, initial: State, old: State) -> State:
-    """The state before a step that may be the first of an episode; keys go on."""
-
-    def choose(a: Array, b: Array) -> Array:
-        return b if jnp.issubdtype(b.dtype, jax.dtypes.prng_key) else select(reset, a, b)
-
-    return jax.tree.map(choose, initial, old)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State, is_float
-from rnn_jax.gradients._step import Step, restarted
+from rnn_jax.gradients._step import Step
 from rnn_jax.gradients._types import StepLoss, ValueAndGrad, guarded, select
 from rnn_jax.gradients._vector import gradient, ravel, unravel
 from rnn_jax.gradients.bptt import bptt
+from rnn_jax.unroll import restarted
 
 
 class Newton(NamedTuple):

@@ -138,9 +138,7 @@ def _kronecker(name: str, cell: Cell, loss: StepLoss, r: int, join: Any) -> Onli
             return Trace(factors, origin.jacobian()[:, _products.columns(step.params, found)])
 
         def update(step: Step, old: Trace, key: Any) -> tuple[Trace, Array]:
-            D = jax.vmap(lambda row: step.pull(row, 0.0)[1])(
-                jnp.eye(step.h.size, dtype=step.h.dtype)
-            )
+            D = step.jacobians()[1]
             products, exact = _products.products(step, found)
             keys = jax.random.split(key, max(1, len(products)))
             factors = [

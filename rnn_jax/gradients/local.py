@@ -10,7 +10,7 @@ from rnn_jax import _deferred
 from rnn_jax._types import Array, Cell, Key, Params, State, is_float
 from rnn_jax.gradients import _products, _sparse
 from rnn_jax.gradients._online import Online, Rule
-from rnn_jax.gradients._step import Origin, Step
+from rnn_jax.gradients._step import Step
 from rnn_jax.gradients._types import StepLoss, ValueAndGrad, total_loss
 from rnn_jax.unroll import Plan, unroll
 
@@ -60,7 +60,7 @@ def rflo(cell: Cell, loss: StepLoss, *, leak: float, feedback: Array | None = No
     def rule(step: Step) -> Rule:
         found = _sparse.pattern(step)
         influence = _sparse.Influence(found, _sparse.reach(found, 1))
-        return _rule(influence, lambda step, M: influence.add(step, leak * M), feedback)
+        return _sparse.rule(influence, lambda step, M: influence.add(step, leak * M), feedback)
 
     return Online("rflo", cell, loss, rule, draws=False)
 
@@ -118,7 +118,7 @@ def e_prop(cell: Cell, loss: StepLoss, *, feedback: Array | None = None) -> Onli
             D = influence.state_jacobian(constant(step))
             return influence.add(step, influence.moved(D, M))
 
-        return _rule(influence, following, feedback)
+        return _sparse.rule(influence, following, feedback)
 
     return Online("e_prop", cell, loss, rule, draws=False)
 
@@ -224,17 +224,3 @@ def _holding(step: Step, found: _deferred.Probe, held: list[int]) -> Any:
         return _products.with_products(step, found, replay)(params, state)
 
     return net
-
-
-def _rule(influence: _sparse.Influence, following: Any, feedback: Array | None) -> Rule:
-    def init(origin: Origin, step: Step, key: Key | None) -> Array:
-        return influence.take(origin.jacobian())
-
-    def update(step: Step, M: Array, key: Key | None) -> tuple[Array, Array]:
-        new = following(step, M)
-        r, c, q = step.observe()
-        if feedback is not None:
-            c, q = jnp.zeros_like(c), step.error() @ feedback.astype(c.dtype)
-        return new, r + influence.times(c, M) + influence.times(q, new)
-
-    return Rule(init, update)

@@ -1,10 +1,10 @@
 """RTRL with a sparse influence: left out where it is far (SnAp), or nowhere (element-wise)."""
 
 from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key
+from rnn_jax._types import Array, Cell
 from rnn_jax.gradients import _sparse
 from rnn_jax.gradients._online import Online, Rule
-from rnn_jax.gradients._step import Origin, Step
+from rnn_jax.gradients._step import Step
 from rnn_jax.gradients._types import StepLoss
 
 
@@ -58,7 +58,7 @@ def snap(cell: Cell, loss: StepLoss, n: int) -> Online:
 
     def rule(step: Step) -> Rule:
         found = _sparse.pattern(step)
-        return masked_rule(_sparse.Influence(found, _sparse.reach(found, steps)))
+        return _rtrl(_sparse.Influence(found, _sparse.reach(found, steps)))
 
     return Online("snap", cell, loss, rule, draws=False)
 
@@ -112,21 +112,13 @@ def elementwise_rtrl(cell: Cell, loss: StepLoss) -> Online:
                 "recurrence in which every unit sees only itself. For the exact gradient of this "
                 "cell use rtrl or bptt, for a sparse approximation snap."
             )
-        return masked_rule(influence)
+        return _rtrl(influence)
 
     return Online("elementwise_rtrl", cell, loss, rule, draws=False)
 
 
-def masked_rule(influence: _sparse.Influence) -> Rule:
-    """RTRL on a mask."""
+def _rtrl(influence: _sparse.Influence) -> Rule:
+    def following(step: Step, M: Array) -> Array:
+        return influence.add(step, influence.moved(influence.state_jacobian(step), M))
 
-    def init(origin: Origin, step: Step, key: Key | None) -> Array:
-        return influence.take(origin.jacobian())
-
-    def update(step: Step, M: Array, key: Key | None) -> tuple[Array, Array]:
-        D = influence.state_jacobian(step)
-        following = influence.add(step, influence.moved(D, M))
-        r, c, q = step.observe()
-        return following, r + influence.times(c, M) + influence.times(q, following)
-
-    return Rule(init, update)
+    return _sparse.rule(influence, following)
