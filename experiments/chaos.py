@@ -16,9 +16,9 @@ References:
   2024.
 """
 
-import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import rnn_jax
-from experiments.gradient_flow.config import new_folder
+from experiments import command
+from experiments.command import BadInput
 from rnn_jax import diagnostics
 from rnn_jax.gradients.deer import newton
 
@@ -84,7 +84,7 @@ class Config:
     """Networks for each of these gains."""
     seed: int = 0
     """Seed of all that is random."""
-    out: Path | None = None
+    run: Path | None = None
     """Folder for figure and numbers; it must not exist. Default: runs/chaos, or the first of
     runs/chaos-2, runs/chaos-3, ... that is free."""
     quick: bool = False
@@ -100,7 +100,7 @@ class Config:
         ):
             values = getattr(self, name)
             if not values or not all(math.isfinite(v) and v >= smallest and v > 0 for v in values):
-                raise ValueError(f"{name}: got {values}, expected numbers above {smallest}")
+                raise BadInput(f"{name}: got {values}, expected numbers above {smallest}")
         least = {
             "seeds": 2,
             "warmup": 0,
@@ -110,9 +110,7 @@ class Config:
         }
         for name, smallest in least.items():
             if (value := getattr(self, name)) < smallest:
-                raise ValueError(f"{name}: got {value}, expected at least {smallest}")
-        if self.out is not None and self.out.exists():
-            raise FileExistsError(f"out: {self.out} exists and is not overwritten; name another")
+                raise BadInput(f"{name}: got {value}, expected at least {smallest}")
 
 
 QUICK = Config(
@@ -222,7 +220,7 @@ def over(function: Any, gains: tuple[float, ...], seeds: int, seed: int, bar: An
 
 def study(config: Config) -> dict[str, Any]:
     """All the numbers, in float64."""
-    report: dict[str, Any] = {"config": {**asdict(config), "out": None}, "jax": jax.__version__}
+    report: dict[str, Any] = {"config": asdict(config), "jax": jax.__version__}
     report |= {"autonomous": {}, "driven": {}}
     total = (len(config.sizes) + 1) * len(config.gains)
     total += len(config.newton_steps) * len(config.newton_gains)
@@ -355,30 +353,20 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.legend(loc="lower right" if "Newton" not in title else "upper left", fontsize=8)
 
 
-def parse(args: list[str] | None) -> Config:
-    """Options over the defaults, which with --quick are smaller."""
-    config = tyro.cli(Config, args=args, prog=PROGRAM)
-    if not config.quick:
-        return config
-    args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != "--quick"]
-    return tyro.cli(Config, args=args, default=QUICK, prog=PROGRAM)
-
-
-def main(args: list[str] | None = None) -> Path:
-    """Runs the study, prints it, and writes chaos.png and numbers.json; returns their folder."""
-    try:
-        config = parse(args)
+def run(config: Config) -> None:
+    """Runs the study, writes chaos.png and numbers.json, and prints the summary."""
+    with command.new_folder("chaos", config.run) as folder:
         report = study(config)
-        numbers = json.dumps(report, default=np.ndarray.tolist, allow_nan=False)
-        folder = new_folder("chaos", config.out)
-    except (ArithmeticError, OSError, ValueError) as error:
-        raise SystemExit(f"chaos: {error}") from error
-    (folder / "numbers.json").write_text(numbers + "\n")
-    plot(report, config, folder / "chaos.png")
+        command.write_numbers(folder, report)
+        plot(report, config, folder / "chaos.png")
     print(summary(report, config))
     print(f"Written: {folder}/numbers.json, chaos.png")
-    return folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
+    return command.exit_code(lambda: run(command.parse(Config, QUICK, PROGRAM, argv)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -13,12 +13,10 @@ the network with both.
     python -m experiments.counting
 """
 
-import contextlib
-import itertools
-import json
 import math
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +25,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 import rnn_jax
+from experiments import command
+from experiments.command import BadInput
 
+PROGRAM = "python -m experiments.counting"
 Params = rnn_jax.ReadoutParams
 Rule = Callable[[Params], Params]  # the direction that gradient descent subtracts
 
@@ -97,7 +97,7 @@ class Config:
     """Stop when the RMSE changes by less than this from one update to the next."""
     max_updates: int = 1000
     """Stop after so many updates in any case."""
-    out: Path | None = None
+    run: Path | None = None
     """Folder for the figure and the numbers; it must not exist. Default: runs/counting, or the
     first of runs/counting-2, runs/counting-3, ... that is free."""
     quick: bool = False
@@ -108,11 +108,9 @@ class Config:
         for name in ("learning_rate", "tolerance"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: got {value}, expected a positive number")
+                raise BadInput(f"{name}: got {value}, expected a positive number")
         if self.max_updates < 1:
-            raise ValueError(f"max_updates: got {self.max_updates}, expected at least 1")
-        if self.out is not None and self.out.exists():
-            raise FileExistsError(f"out: {self.out} exists and is not overwritten; name another")
+            raise BadInput(f"max_updates: got {self.max_updates}, expected at least 1")
 
 
 def start() -> Params:
@@ -195,7 +193,7 @@ def make_train(config: Config) -> Callable[[Rule, Params], tuple[Params, list[fl
             params = descend(rule, config.learning_rate, params)
             curve.append(float(rmse(params)))
             if not math.isfinite(curve[-1]):
-                raise FloatingPointError(
+                raise command.Failed(
                     f"the RMSE is {curve[-1]} after {count} updates: the training diverged. Try a "
                     f"learning rate below {config.learning_rate}."
                 )
@@ -272,7 +270,7 @@ def study(config: Config) -> dict[str, Any]:
     with jax.enable_x64(True):
         params = start()
         return {
-            "config": {**asdict(config), "out": None},
+            "config": asdict(config),
             "jax": jax.__version__,
             "explanation": EXPLANATION,
             **check_start(params),
@@ -343,33 +341,20 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def new_folder(out: Path | None) -> Path:
-    """Makes the folder of this run, and never takes one that exists."""
-    if out is not None:
-        out.mkdir(parents=True)
-        return out
-    for number in itertools.count(1):
-        folder = Path("runs") / ("counting" if number == 1 else f"counting-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")
-
-
-def main(args: list[str] | None = None) -> Path:
-    """Runs the study, prints it, and writes numbers.json and rmse.png; returns their folder."""
-    try:
-        config = tyro.cli(Config, args=args, prog="python -m experiments.counting")
+def run(config: Config) -> None:
+    """Runs the study, prints it, and writes numbers.json and rmse.png."""
+    with command.new_folder("counting", config.run) as folder:
         report = study(config)
-        folder = new_folder(config.out)
-        (folder / "numbers.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        command.write_numbers(folder, report)
         plot(report, folder / "rmse.png")
-    except (ArithmeticError, OSError, ValueError) as error:
-        raise SystemExit(f"counting: {error}") from error
     print(summary(report, config))
     print(f"\nWritten: {folder / 'numbers.json'}, {folder / 'rmse.png'}")
-    return folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
+    return command.exit_code(lambda: run(command.options(Config, PROGRAM, argv)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -38,7 +38,7 @@ def cells_of(table: str, start: str) -> list[str]:
 
 def test_quick_writes_the_table_and_all_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--quick"]) == 0
-    folder = Path("runs/bench/1")
+    folder = Path("runs/bench")
     table = (folder / "table.md").read_text()
     assert table in capsys.readouterr().out
     columns = cells_of(table, "| work")[4:]
@@ -65,7 +65,7 @@ def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([*options, "a"]) == 0
     before = Path("a/results.json").read_bytes()
     assert bench.main([*options, "a"]) == 2
-    assert "--run: a cannot be made" in capsys.readouterr().err
+    assert "--run: a exists and is not overwritten" in capsys.readouterr().err
     assert Path("a/results.json").read_bytes() == before
 
 
@@ -211,6 +211,6 @@ def test_scaling_draws_and_prints_the_slopes(
     assert "ours: the time of the gradient grows as T to the" in output
     assert "ours: compiled in" in output
     assert Path("a/scaling.png").stat().st_size > 10_000
-    curves = json.loads(Path("a/scaling.json").read_text())["curves"]
+    curves = json.loads(Path("a/numbers.json").read_text())["curves"]
     assert curves["T"]["ours"]["points"] == [2, 4]
     assert scaling.main(["--quick", "--T", "2"]) == 2

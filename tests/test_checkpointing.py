@@ -3,7 +3,6 @@
 import heapq
 import json
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -161,16 +160,6 @@ def test_nonsense_is_one_line(
     assert error.startswith("error: ")
     assert words in error
     assert len(error.splitlines()) == 1
-
-
-def test_no_folder_is_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert program.new_folder(None) == Path("runs/checkpointing")
-    assert program.new_folder(None) == Path("runs/checkpointing-2")
-    assert program.main(["--quick", "--run", "runs/checkpointing"]) == 2
-    assert "not overwritten" in capsys.readouterr().err
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

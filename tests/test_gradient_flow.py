@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import rnn_jax
+from experiments import command
 from experiments.gradient_flow import __main__ as program
 from experiments.gradient_flow import clipping, flow
-from experiments.gradient_flow.config import Config, new_folder
+from experiments.gradient_flow.config import Config
 
 SMALL = Config(steps=12, hidden=5, seeds=3, scales=3)
 
@@ -22,7 +23,7 @@ SMALL = Config(steps=12, hidden=5, seeds=3, scales=3)
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """The quick setting, once, through the command line."""
     folder = tmp_path_factory.mktemp("runs") / "out"
-    program.main(["--quick", "--out", str(folder)])
+    assert program.main(["--quick", "--run", str(folder)]) == 0
     return json.loads((folder / "numbers.json").read_text()), folder
 
 
@@ -138,30 +139,17 @@ def test_bad_input_is_said_before_any_work(
         (["--steps", "1"], "steps: got 1"),
         (["--threshold", "0"], "threshold: got 0"),
         (["--quick", "--scales", "2"], "scales: got 2"),
-        (["--out", str(tmp_path)], "not overwritten"),
+        (["--run", str(tmp_path)], "not overwritten"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            program.main(args)
-        assert stop.value.code not in (0, None)
-        assert wrong in str(stop.value) + capsys.readouterr().err
-
-
-def test_no_run_takes_the_folder_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert new_folder("a", None) == Path("runs/a")
-    assert new_folder("a", None) == Path("runs/a-2")
-    assert new_folder("a", Path("b/c")) == Path("b/c")
-    with pytest.raises(FileExistsError):
-        new_folder("a", Path("b/c"))
+        assert program.main(args) == 2
+        assert wrong in capsys.readouterr().err
 
 
 def test_quick_keeps_what_is_given_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
-    config = program.parse(["--quick", "--seeds", "7"])
+    config = command.parse(Config, program.QUICK, program.PROGRAM, ["--quick", "--seeds", "7"])
     assert (config.seeds, config.steps, config.quick) == (7, program.QUICK.steps, True)
     with pytest.raises(SystemExit):
         program.main(["--help"])
     text = capsys.readouterr().out
-    for word in ("--steps", "--hidden", "--seeds", "--threshold", "--learning-rate", "--out"):
+    for word in ("--steps", "--hidden", "--seeds", "--threshold", "--learning-rate", "--run"):
         assert word in text

@@ -1,7 +1,6 @@
 """Werbos's demonstrations: each against something computed in another way."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -273,21 +272,6 @@ def test_nonsense_is_one_line(options: list[str], capsys: pytest.CaptureFixture[
     error = capsys.readouterr().err
     assert error.startswith(f"error: {options[0]}: got")
     assert len(error.splitlines()) == 1
-
-
-def test_no_folder_is_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert program.new_folder(None) == Path("runs/ordered_derivatives")
-    assert program.new_folder(None) == Path("runs/ordered_derivatives-2")
-    assert program.main(["--quick", "--run", "runs/ordered_derivatives"]) == 2
-    assert "not overwritten" in capsys.readouterr().err
-
-
-def test_not_a_number_is_null() -> None:
-    tree = {"a": np.array([[1.0, np.nan]]), "b": (np.inf, 2), "c": jnp.array(3.0)}
-    assert program.jsonable(tree) == {"a": [[1.0, None]], "b": [None, 2], "c": 3.0}
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
-from experiments.bench import command, measure, report
-from experiments.bench.config import QUICK, BadInput, Config, cases
+from experiments import command
+from experiments.bench import measure, report
+from experiments.bench.case import Case
+from experiments.bench.config import QUICK, Config, cases
+from experiments.bench.entry import Peer
 from experiments.bench.peers import GPU_PEERS, OURS, PEERS, PLANS
 
 _PROGRAM = "python -m experiments.bench"
@@ -23,10 +27,15 @@ def main(argv: Sequence[str]) -> int:
 def run(config: Config) -> None:
     """Measures each case, and writes what there is after each."""
     wanted = cases(config)
-    command.two_cpu_devices()
+    measure.two_cpu_devices()
     peers, skipped = measure.available(PLANS if config.plans else _chosen(config.peers))
     print(*skipped, sep="\n", end="\n" if skipped else "")
-    folder = command.new_folder(config.run)
+    with command.new_folder("bench", config.run) as folder:
+        text = _measured(config, wanted, peers, folder)
+        print(f"{text}\nWritten to {folder}")
+
+
+def _measured(config: Config, wanted: list[Case], peers: list[Peer], folder: Path) -> str:
     rows: list[dict] = []
     rate, text, about = 0.0, "", report.machine()
     with tqdm(wanted, unit="row", dynamic_ncols=True) as bar:
@@ -39,8 +48,7 @@ def run(config: Config) -> None:
             text = report.tables(rows, [peer.name for peer in peers], rate, about)
             report.write(folder, dataclasses.asdict(config), rows, text, rate)
             jax.clear_caches()
-    print(text)
-    print(f"Written to {folder}")
+    return text
 
 
 def _chosen(names: Sequence[str]) -> tuple:
@@ -48,7 +56,7 @@ def _chosen(names: Sequence[str]) -> tuple:
     for name in names:
         if not any(name.lower() in peer.name.lower() for peer in peers):
             known = ", ".join(peer.name for peer in peers)
-            raise BadInput(f"--peers: got {name!r}, expected a part of one of: {known}")
+            raise command.BadInput(f"--peers: got {name!r}, expected a part of one of: {known}")
     return tuple(p for p in peers if any(name.lower() in p.name.lower() for name in names or ("",)))
 
 

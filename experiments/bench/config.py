@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from experiments.bench.case import Case
+from experiments.command import BadInput
 
 Work = Literal["forward", "gradient", "training"]
 CellName = Literal["elman", "lstm", "gru", "gru_reset_after"]
@@ -23,15 +22,11 @@ SIZES = (
 )
 
 
-class BadInput(Exception):
-    """What the user gave cannot work; the message says what was got and what to do."""
-
-
 @dataclass(frozen=True)
 class Config:
     """Prints the time of the recurrent layers of other libraries over the time of ours.
 
-    Writes table.md and results.json into a new folder under runs/bench."""
+    Writes table.md and results.json into a new folder."""
 
     work: tuple[Work, ...] = ("gradient",)
     """What is timed: the outputs; loss and gradient of the weights; a whole step of Adam."""
@@ -41,16 +36,16 @@ class Config:
     """B T D H of each size, one after the other: batch, steps, inputs, units."""
     layers: tuple[int, ...] = (1,)
     """Numbers of recurrent layers."""
-    bidirectional: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    bidirectional: bool = False
     """Each layer runs in both directions."""
-    lengths: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    lengths: bool = False
     """Sequences of random lengths up to T."""
-    all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    all: bool = False
     """All work and all cells in one layer; and the gradient of each cell in three layers, in both
     directions, and with lengths. This takes hours."""
     peers: tuple[str, ...] = ()
     """Entries to compare with, by a part of the name, such as torch or linen; default: all."""
-    plans: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    plans: bool = False
     """Compare the plans of our unroll with its default, instead of other libraries."""
 
     seconds: float = 20.0
@@ -60,8 +55,9 @@ class Config:
     tolerance: float = 1e-4
     """Largest difference from our outputs and gradients, relative to their norm."""
     run: Path | None = None
-    """Folder for the results; default: a new one under runs/bench. None is ever overwritten."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Folder for the results; it must not exist. Default: runs/bench, or the first of
+    runs/bench-2, ... that is free."""
+    quick: bool = False
     """One tiny size and a few rounds: shows that everything works, not how fast it is."""
 
 

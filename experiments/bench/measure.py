@@ -14,13 +14,20 @@ import numpy as np
 
 from experiments.bench.case import Case, Problem, make
 from experiments.bench.entry import Entry, Peer
+from experiments.command import Failed
 
 SAMPLE = 0.02  # seconds; faster programs run several times
 PAUSE = 0.005  # before a sample: the threads of another library go on waiting for work
 
 
-class Disagreement(Exception):
+class Disagreement(Failed):
     """A peer does not compute the same numbers."""
+
+
+def two_cpu_devices() -> None:
+    """For the entry that shards its batch; all others stay on the first device."""
+    if jax.config.jax_num_cpu_devices < 2:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", 2)
 
 
 def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:

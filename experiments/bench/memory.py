@@ -4,26 +4,25 @@
 
 Prints, for longer and longer sequences, the bytes that XLA needs for the gradient of a loss of the
 last state, and the time against the plain unroll; the slope in the logarithms says how the bytes
-grow: 1 with T, 0.5 with its root. Writes memory.png and memory.json into a new folder.
+grow: 1 with T, 0.5 with its root. Writes memory.png and numbers.json into a new folder.
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import rnn_jax
-from experiments.bench import command, measure, report
-from experiments.bench.config import BadInput, CellName
+from experiments import command
+from experiments.bench import measure, report
+from experiments.bench.config import CellName
 from experiments.bench.entry import Entry, Program
 from experiments.bench.scaling import slope
 
@@ -48,8 +47,9 @@ class Config:
     rounds: int = 5
     """Rounds of a T, at least."""
     run: Path | None = None
-    """Folder for the results; default: a new one under runs/bench. None is ever overwritten."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Folder for the results; it must not exist. Default: runs/bench_memory, or the first of
+    runs/bench_memory-2, ... that is free."""
+    quick: bool = False
     """Two tiny lengths."""
 
 
@@ -66,10 +66,16 @@ def ways(config: Config, T: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def check(config: Config) -> None:
+    """Raises BadInput for options that cannot work."""
+    if len(set(config.T)) < 2 or min(*config.T, *config.sizes, config.budget) < 1:
+        raise command.BadInput(
+            "--T: expected at least two lengths; --sizes, --budget: positive integers"
+        )
+
+
 def study(config: Config) -> dict[str, list[dict[str, float]]]:
     """Bytes, seconds and ratios of each way, for each T."""
-    if len(set(config.T)) < 2 or min(*config.T, *config.sizes, config.budget) < 1:
-        raise BadInput("--T: expected at least two lengths; --sizes, --budget: positive integers")
     B, D, H = config.sizes
     cell = rnn_jax.ALL_CELLS[config.cell](D, H)
     params = cell.init(jax.random.key(0))
@@ -80,7 +86,7 @@ def study(config: Config) -> dict[str, list[dict[str, float]]]:
             programs = {name: program(cell, o, params, xs) for name, o in ways(config, T).items()}
             expected = programs[PLAIN].run()
             for name, p in programs.items():
-                check(name, p.run(), expected)
+                check_same(name, p.run(), expected)
             entries = {name: Entry(p.run, {}) for name, p in programs.items()}
             times = measure.times(entries, config.rounds, config.seconds, lambda text: None)
             for name, p in programs.items():
@@ -98,7 +104,7 @@ def program(cell: rnn_jax.Cell, options: dict[str, Any], params: Any, xs: jax.Ar
     return Program(jax.jit(jax.grad(loss)), params, xs)
 
 
-def check(name: str, got: Any, expected: Any) -> None:
+def check_same(name: str, got: Any, expected: Any) -> None:
     """Raises Disagreement unless the gradients are the same."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
@@ -133,13 +139,12 @@ def plot(path: Path, config: Config, found: dict[str, list[dict[str, float]]]) -
 
 
 def run(config: Config) -> None:
-    folder = command.new_folder(config.run)
-    found = study(config)
-    plot(folder / "memory.png", config, found)
-    results = {"machine": report.machine(), "found": found}
-    (folder / "memory.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table(config, found))
-    print(f"Written to {folder}")
+    check(config)
+    with command.new_folder("bench_memory", config.run) as folder:
+        found = study(config)
+        command.write_numbers(folder, {"machine": report.machine(), "found": found})
+        plot(folder / "memory.png", config, found)
+    print(f"{table(config, found)}\nWritten to {folder}")
 
 
 def main(argv: list[str]) -> int:

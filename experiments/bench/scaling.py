@@ -4,27 +4,26 @@
 
 One axis grows while the others stay. The slope in the logarithms is the power of the growth: 1 is
 linear; below 1, part of the cost is fixed. Prints the slopes, and writes scaling.png and
-scaling.json into a new folder.
+numbers.json into a new folder.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
-from experiments.bench import command, measure, report
+from experiments import command
+from experiments.bench import measure, report
 from experiments.bench.case import Case
-from experiments.bench.config import BadInput, CellName
+from experiments.bench.config import CellName
 from experiments.bench.peers import OURS, linen, ours, pytorch, scan
 
 _PROGRAM = "python -m experiments.bench.scaling"
@@ -53,8 +52,9 @@ class Config:
     tolerance: float = 1e-4
     """Largest difference from our outputs and gradients, relative to their norm."""
     run: Path | None = None
-    """Folder for the results; default: a new one under runs/bench. None is ever overwritten."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Folder for the results; it must not exist. Default: runs/bench_scaling, or the first of
+    runs/bench_scaling-2, ... that is free."""
+    quick: bool = False
     """Two tiny points an axis."""
 
 
@@ -69,13 +69,19 @@ class Curve(NamedTuple):
     compile_seconds: list[float | None]
 
 
+def axes_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """The points of each axis; raises BadInput for those that cannot work."""
+    axes = {"T": config.T, "B": config.B, "H": config.H}
+    if any(len(set(points)) < 2 or min(points) < 1 for points in axes.values()):
+        raise command.BadInput("--T, --B, --H: expected at least two positive integers each")
+    return axes
+
+
 def study(config: Config) -> dict[str, dict[str, Curve]]:
     """The curve of each entry, by axis."""
     peers, skipped = measure.available(PEERS)
     print("".join(f"{line}\n" for line in skipped), end="")
-    axes = {"T": config.T, "B": config.B, "H": config.H}
-    if any(len(set(points)) < 2 or min(points) < 1 for points in axes.values()):
-        raise BadInput("--T, --B, --H: expected at least two positive integers each")
+    axes = axes_of(config)
     found: dict[str, dict[str, Curve]] = {axis: {} for axis in axes}
     todo = [(axis, n) for axis, points in axes.items() for n in points]
     with tqdm(todo, unit="point", dynamic_ncols=True) as bar:
@@ -156,17 +162,17 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: Config) -> None:
     """Measures, prints the slopes and draws."""
-    command.two_cpu_devices()
-    found, about, folder = study(config), report.machine(), command.new_folder(config.run)
-    print(*describe(found), sep="\n")
-    B, T, H = config.base
-    where = f"{about['cpu']}, {about['cores']} cores"
-    title = f"Gradient of {config.cell}, float32, B = {B}, T = {T}, D = H = {H}; {where}"
-    plot(folder / "scaling.png", found, title)
-    curves = {a: {n: c._asdict() for n, c in curves.items()} for a, curves in found.items()}
-    results = json.dumps({"machine": about, "curves": curves}, indent=1)
-    (folder / "scaling.json").write_text(results + "\n", encoding="utf-8")
-    print(f"Written to {folder}")
+    measure.two_cpu_devices()
+    axes_of(config)
+    with command.new_folder("bench_scaling", config.run) as folder:
+        found, about = study(config), report.machine()
+        curves = {a: {n: c._asdict() for n, c in curves.items()} for a, curves in found.items()}
+        command.write_numbers(folder, {"machine": about, "curves": curves})
+        B, T, H = config.base
+        where = f"{about['cpu']}, {about['cores']} cores"
+        title = f"Gradient of {config.cell}, float32, B = {B}, T = {T}, D = H = {H}; {where}"
+        plot(folder / "scaling.png", found, title)
+    print(*describe(found), f"Written to {folder}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 import rnn_jax
-
-
-class BadInput(Exception):
-    """What the user gave cannot work; the message says what was got and what to do."""
+from experiments.command import BadInput
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Config:
     exists is never overwritten."""
     resume: Path | None = None
     """Run folder to go on with after an interruption; its options are used."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quick: bool = False
     """The toy of the textbooks instead: a tiny network learns "hello" in seconds."""
 
     cell: str = "gru"

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.char_lm.config import BadInput, Config
+from experiments.char_lm.config import Config
 from experiments.char_lm.model import CONTEXT
+from experiments.command import BadInput
 from rnn_jax.tasks.text import Vocabulary, read_text, standard_library_text
 
 

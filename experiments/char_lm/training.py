@@ -10,15 +10,12 @@ import jax.numpy as jnp
 
 from experiments.char_lm import config as options
 from experiments.char_lm import data, folder, generating, model, report
-from experiments.char_lm.config import BadInput, Config
+from experiments.char_lm.config import Config
+from experiments.command import BadInput, Failed
 from rnn_jax import train
 from rnn_jax.checkpoint import Checkpoints
 
 STARTED = time.monotonic()
-
-
-class Failed(Exception):
-    """Training had to stop."""
 
 
 class Session(NamedTuple):

@@ -1,18 +1,16 @@
 """The command line, what it prints and what it draws."""
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.bench import command, report
+from experiments import command
+from experiments.bench import report
 from experiments.bench.memory import PLAIN
 from experiments.bench.scaling import slope
 from experiments.checkpointing import figures, measuring, programme
@@ -136,24 +134,16 @@ def _growth(rows: list[Row]) -> list[str]:
     return lines
 
 
-def new_folder(path: Path | None) -> Path:
-    if path is None:
-        names = (f"checkpointing{'' if n == 1 else f'-{n}'}" for n in count(1))
-        path = next(p for name in names if not (p := Path("runs") / name).exists())
-    return command.new_folder(path)
-
-
 def run(config: Config) -> None:
     """Measures, prints, and writes the figures and the numbers."""
     check(config)
-    found = study(config)
-    folder = new_folder(config.run)
-    B, D, H = config.sizes
-    title = f"Gradient of {config.cell}: B {B}, D {D}, H {H}"
-    figures.tradeoff(folder / "tradeoff.png", found, f"{title}, T {config.T}")
-    figures.growth(folder / "growth.png", found["growth"], title)
-    numbers = json.dumps({"machine": report.machine(), **found}, indent=1, allow_nan=False)
-    (folder / "numbers.json").write_text(numbers + "\n", encoding="utf-8")
+    with command.new_folder("checkpointing", config.run) as folder:
+        found = study(config)
+        command.write_numbers(folder, {"machine": report.machine(), **found})
+        B, D, H = config.sizes
+        title = f"Gradient of {config.cell}: B {B}, D {D}, H {H}"
+        figures.tradeoff(folder / "tradeoff.png", found, f"{title}, T {config.T}")
+        figures.growth(folder / "growth.png", found["growth"], title)
     print(f"{summary(found, config.T)}\nWritten to {folder}")
 
 

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from experiments.bench.config import BadInput, CellName
+from experiments.bench.config import CellName
+from experiments.command import BadInput
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Config:
     run: Path | None = None
     """Folder for the results; it must not exist. Default: runs/checkpointing, or the first of
     runs/checkpointing-2, ... that is free."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quick: bool = False
     """Short sequences and few rounds: the memory shows, the times are rough."""
 
 
@@ -64,5 +62,3 @@ def check(config: Config) -> None:
         raise BadInput("--budgets, --memories: expected parts of one, above 0 and at most 1")
     if max(config.segments) >= config.T:
         raise BadInput(f"--segments: got {max(config.segments)}, expected less than T = {config.T}")
-    if config.run is not None and config.run.exists():
-        raise BadInput(f"--run: {config.run} exists and is not overwritten; name another")

@@ -10,10 +10,10 @@ import numpy as np
 
 import rnn_jax
 from experiments.bench import measure, memory
-from experiments.bench.config import BadInput
 from experiments.bench.entry import Entry, Program
 from experiments.bench.memory import PLAIN
 from experiments.checkpointing.config import Config
+from experiments.command import BadInput
 
 SAVED, TIME = 0.95, 4 / 3  # published
 DEFAULT, FORWARD = "all steps", "forward alone"
@@ -85,7 +85,7 @@ class Maker:
     def _checked(self, name: str, program: Program) -> Program:
         if self.expected is None:
             self.expected = program.run()
-        memory.check(name, program.run(), self.expected)
+        memory.check_same(name, program.run(), self.expected)
         return program
 
 

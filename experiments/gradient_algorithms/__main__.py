@@ -1,19 +1,15 @@
 """The command line."""
 
-import json
-import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import tyro
 from tqdm import tqdm
 
+from experiments import command
 from experiments.gradient_algorithms import (
     balancing,
     bias,
@@ -24,7 +20,7 @@ from experiments.gradient_algorithms import (
     report,
     variance,
 )
-from experiments.gradient_algorithms.config import PARTS, QUICK, Config, new_folder
+from experiments.gradient_algorithms.config import PARTS, QUICK, Config
 
 PROGRAM = "python -m experiments.gradient_algorithms"
 STUDIES: dict[str, tuple[Callable[..., Any], bool]] = {  # and whether in float64
@@ -55,46 +51,23 @@ def study(config: Config) -> dict[str, Any]:
     return found
 
 
-def jsonable(tree: Any) -> Any:
-    """Arrays as lists, and None for what is not finite."""
-    if isinstance(tree, dict):
-        return {str(name): jsonable(value) for name, value in tree.items()}
-    if isinstance(tree, np.ndarray | jax.Array):
-        return jsonable(np.asarray(tree).tolist())
-    if isinstance(tree, list | tuple):
-        return [jsonable(value) for value in tree]
-    if isinstance(tree, float | np.floating):
-        return float(tree) if math.isfinite(tree) else None
-    return tree
-
-
-def parse(args: list[str] | None) -> Config:
-    """Options over the defaults, which with --quick are smaller."""
-    config = tyro.cli(Config, args=args, prog=PROGRAM)
-    if not config.quick:
-        return config
-    args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != "--quick"]
-    return tyro.cli(Config, args=args, default=QUICK, prog=PROGRAM)
-
-
-def main(args: list[str] | None = None) -> Path:
-    """Runs the study, prints it, and writes figures and numbers; returns their folder."""
-    try:
-        config = parse(args)
-        config.check()
-        exactness.chosen(config)
+def run(config: Config) -> None:
+    """Runs the studies, writes figures and numbers, and prints the summary."""
+    config.check()
+    exactness.chosen(config)
+    with command.new_folder("gradient_algorithms", config.run) as folder:
         found = study(config)
-        folder = new_folder(config.out)
-    except (ArithmeticError, OSError, ValueError) as error:
-        raise SystemExit(f"gradient_algorithms: {error}") from error
-    about = {"config": {**asdict(config), "out": None}, "jax": jax.__version__}
-    numbers = json.dumps(jsonable({**about, **found}), allow_nan=False)
-    (folder / "numbers.json").write_text(numbers + "\n")
-    written = figures.draw(folder, found)
+        about = {"config": asdict(config), "jax": jax.__version__}
+        command.write_numbers(folder, {**about, **found})
+        written = figures.draw(folder, found)
     print(report.summary(found))
     print(f"Written: {folder}/numbers.json, {', '.join(written)}")
-    return folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
+    return command.exit_code(lambda: run(command.parse(Config, QUICK, PROGRAM, argv)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,11 +1,11 @@
 """The options."""
 
-import contextlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiments.command import BadInput
 from rnn_jax.gradients import REGISTER
 
 Part = Literal["balancing", "exactness", "variance", "stream", "sweep", "cost", "bias"]
@@ -62,7 +62,7 @@ class Config:
     """Hidden units of the nets that are truncated."""
     lengths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
     """Steps that truncation goes back, of 16."""
-    out: Path | None = None
+    run: Path | None = None
     """Folder for the results; it must not exist. Default: runs/gradient_algorithms, or the first
     of runs/gradient_algorithms-2, ... that is free."""
     quick: bool = False
@@ -80,20 +80,18 @@ class Config:
         least |= {"sweep_seeds": 1, "rounds": 1, "bias_units": 1}
         for name, smallest in least.items():
             if (value := getattr(self, name)) < smallest:
-                raise ValueError(f"{name}: got {value}, expected at least {smallest}")
+                raise BadInput(f"{name}: got {value}, expected at least {smallest}")
         for name in ("stream_steps", "sweep_steps"):
             if (value := getattr(self, name)) % 100:
-                raise ValueError(f"{name}: got {value}, expected a multiple of 100")
+                raise BadInput(f"{name}: got {value}, expected a multiple of 100")
         if unknown := sorted(set(self.algorithms) - set(REGISTER)):
             known = ", ".join(REGISTER)
-            raise ValueError(f"algorithms: got {', '.join(unknown)}, expected some of {known}")
+            raise BadInput(f"algorithms: got {', '.join(unknown)}, expected some of {known}")
         if not self.parts:
-            raise ValueError(f"parts: got none, expected some of {', '.join(PARTS)}")
+            raise BadInput(f"parts: got none, expected some of {', '.join(PARTS)}")
         sizes = itertools.chain(self.units, self.lengths, *self.variance_shapes)
         if not (self.units and self.lengths and self.variance_shapes) or min(sizes) < 1:
-            raise ValueError("units, lengths, variance_shapes: expected positive numbers")
-        if self.out is not None and self.out.exists():
-            raise FileExistsError(f"out: {self.out} exists and is not overwritten; name another")
+            raise BadInput("units, lengths, variance_shapes: expected positive numbers")
 
 
 QUICK = Config(
@@ -114,17 +112,3 @@ QUICK = Config(
     lengths=(1, 4, 16),
     quick=True,
 )
-
-
-def new_folder(out: Path | None) -> Path:
-    """Makes the folder of this run, and never takes one that exists."""
-    if out is not None:
-        out.mkdir(parents=True)
-        return out
-    name = "gradient_algorithms"
-    for number in itertools.count(1):
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")

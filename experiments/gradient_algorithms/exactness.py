@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnn_jax
+from experiments.command import BadInput
 from experiments.gradient_algorithms.config import Config
 from experiments.gradient_algorithms.nets import cosine, flat, loss, relative
 from rnn_jax import gradients
@@ -123,7 +124,7 @@ def chosen(config: Config) -> dict[str, rnn_jax.Cell]:
     """The columns that were asked for."""
     columns = cells()
     if unknown := sorted(set(config.cells) - set(columns)):
-        raise ValueError(f"cells: got {', '.join(unknown)}, expected some of {', '.join(columns)}")
+        raise BadInput(f"cells: got {', '.join(unknown)}, expected some of {', '.join(columns)}")
     return {name: cell for name, cell in columns.items() if name in (config.cells or columns)}
 
 

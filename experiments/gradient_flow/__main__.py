@@ -1,18 +1,17 @@
 """The command line."""
 
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from tqdm import tqdm
 
+from experiments import command
 from experiments.gradient_flow import clipping, figures, flow
-from experiments.gradient_flow.config import QUICK, Config, new_folder
+from experiments.gradient_flow.config import QUICK, Config
 
 PROGRAM = "python -m experiments.gradient_flow"
 
@@ -30,7 +29,7 @@ PARTS = {
 
 def study(config: Config) -> dict[str, Any]:
     """All the numbers, in float64."""
-    report: dict[str, Any] = {"config": {**asdict(config), "out": None}, "jax": jax.__version__}
+    report: dict[str, Any] = {"config": asdict(config), "jax": jax.__version__}
     with jax.enable_x64(True), tqdm(PARTS.items(), unit="part", dynamic_ncols=True) as bar:
         for name, part in bar:
             bar.set_postfix_str(name)
@@ -98,32 +97,22 @@ def summary(report: dict[str, Any], config: Config) -> str:
     return "\n".join(lines)
 
 
-def parse(args: list[str] | None) -> Config:
-    """Options over the defaults, which with --quick are smaller."""
-    config = tyro.cli(Config, args=args, prog=PROGRAM)
-    if not config.quick:
-        return config
-    args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != "--quick"]
-    return tyro.cli(Config, args=args, default=QUICK, prog=PROGRAM)
-
-
-def main(args: list[str] | None = None) -> Path:
-    """Runs the study, prints it, and writes figures and numbers; returns their folder."""
-    try:
-        config = parse(args)
+def run(config: Config) -> None:
+    """Runs the study, writes figures and numbers, and prints the summary."""
+    with command.new_folder("gradient_flow", config.run) as folder:
         report = study(config)
-        numbers = json.dumps(report, default=np.ndarray.tolist, allow_nan=False)
-        folder = new_folder("gradient_flow", config.out)
-    except (ArithmeticError, OSError, ValueError) as error:
-        raise SystemExit(f"gradient_flow: {error}") from error
-    (folder / "numbers.json").write_text(numbers + "\n")
-    figures.flow_figure(report, folder / "flow.png")
-    figures.bound_figure(report, folder / "bound.png")
-    figures.clipping_figure(report, config, folder / "clipping.png")
+        command.write_numbers(folder, report)
+        figures.flow_figure(report, folder / "flow.png")
+        figures.bound_figure(report, folder / "bound.png")
+        figures.clipping_figure(report, config, folder / "clipping.png")
     print(summary(report, config))
     print(f"Written: {folder}/numbers.json, flow.png, bound.png, clipping.png")
-    return folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
+    return command.exit_code(lambda: run(command.parse(Config, QUICK, PROGRAM, argv)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

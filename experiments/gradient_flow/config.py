@@ -1,10 +1,10 @@
-"""What can be chosen, and the folder that a run writes."""
+"""What can be chosen."""
 
-import contextlib
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from experiments.command import BadInput
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Config:
     """Points of the error surface from which to descend, drawn at random."""
     seed: int = 0
     """Seed of all that is random."""
-    out: Path | None = None
+    run: Path | None = None
     """Folder for figures and numbers; it must not exist. Default: runs/gradient_flow, or the first
     of runs/gradient_flow-2, runs/gradient_flow-3, ... that is free."""
     quick: bool = False
@@ -44,26 +44,11 @@ class Config:
         least = {"steps": 10, "hidden": 2, "seeds": 2, "scales": 3, "updates": 1, "starts": 1}
         for name, smallest in least.items():
             if (value := getattr(self, name)) < smallest:
-                raise ValueError(f"{name}: got {value}, expected at least {smallest}")
+                raise BadInput(f"{name}: got {value}, expected at least {smallest}")
         for name in ("threshold", "learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: got {value}, expected a positive number")
-        if self.out is not None and self.out.exists():
-            raise FileExistsError(f"out: {self.out} exists and is not overwritten; name another")
+                raise BadInput(f"{name}: got {value}, expected a positive number")
 
 
 QUICK = Config(steps=50, hidden=16, seeds=16, scales=9, updates=200, starts=50, quick=True)
-
-
-def new_folder(name: str, out: Path | None) -> Path:
-    """Makes the folder of a run of the experiment `name`, and never takes one that exists."""
-    if out is not None:
-        out.mkdir(parents=True)
-        return out
-    for number in itertools.count(1):
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")

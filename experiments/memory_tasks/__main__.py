@@ -1,47 +1,40 @@
 """The command line."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import jax
-import tyro
 
+from experiments import command
 from experiments.memory_tasks import lstm_1997, report, success, temporal_order
-from experiments.memory_tasks.config import BadInput, Config, resolve
+from experiments.memory_tasks.config import Config, resolve
 
-RUN = {"success": success.run, "temporal_order": temporal_order.run, "lstm_1997": lstm_1997.run}
+STUDY = {
+    "success": success.study,
+    "temporal_order": temporal_order.study,
+    "lstm_1997": lstm_1997.study,
+}
+_PROGRAM = "python -m experiments.memory_tasks"
+
+
+def run(config: Config) -> None:
+    """Trains, writes the numbers and the figure, and prints what a person reads at the end."""
+    with command.new_folder("memory_tasks", config.run) as folder:
+        begin = time.monotonic()
+        rows = STUDY[config.table](config)
+        minutes = (time.monotonic() - begin) / 60
+        about = {"config": asdict(config), "jax": jax.__version__, "minutes": minutes}
+        command.write_numbers(folder, {**about, "rows": rows})
+        report.PLOT[config.table](rows, folder / "figure.png")
+    print(report.TEXT[config.table](rows))
+    print(f"\n{minutes:.1f} minutes. Written: {folder / 'numbers.json'}, figure.png")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns the exit code: 0 done, 2 for bad input."""
-    try:
-        config = resolve(tyro.cli(Config, args=argv, prog="python -m experiments.memory_tasks"))
-        folder = report.new_folder(config.out)
-    except (BadInput, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    begin = time.monotonic()
-    rows = RUN[config.table](config)
-    write(config, rows, time.monotonic() - begin, folder)
-    return 0
-
-
-def write(config: Config, rows: list[report.Row], seconds: float, folder: Path) -> None:
-    """The figure, the numbers, and what a person reads at the end."""
-    numbers = {
-        "config": {**asdict(config), "out": None},
-        "jax": jax.__version__,
-        "seconds": round(seconds, 1),
-        "rows": rows,
-    }
-    (folder / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    report.PLOT[config.table](rows, folder / "figure.png")
-    print(report.TEXT[config.table](rows))
-    print(f"\n{seconds / 60:.1f} minutes. Written: {folder / 'numbers.json'}, figure.png")
+    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
+    return command.exit_code(lambda: run(resolve(command.options(Config, _PROGRAM, argv))))
 
 
 if __name__ == "__main__":

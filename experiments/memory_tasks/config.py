@@ -5,13 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from experiments.command import BadInput
+
 TaskName = Literal["temporal_order", "adding", "copying", "latching", "parity", "anbn"]
 Cells = Literal["tanh", "irnn", "lstm", "gru"]
 Table = Literal["success", "temporal_order", "lstm_1997"]
-
-
-class BadInput(Exception):
-    """What the user gave cannot work; the message says what was got and what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Config:
     """Stop at the next report after so many minutes, done or not; 0 for no such limit."""
     seed: int = 0
     """Seed of the whole experiment."""
-    out: Path | None = None
+    run: Path | None = None
     """Folder for the figure and the numbers; it must not exist. Default: runs/memory_tasks, or the
     first of runs/memory_tasks-2, runs/memory_tasks-3, ... that is free."""
     quick: bool = False
@@ -69,8 +67,6 @@ class Config:
                 raise BadInput(f"{name}: got none, expected some of {', '.join(get_args(options))}")
         if min(self.lengths, default=least(self)) < least(self):
             raise BadInput(f"lengths: got {self.lengths}, expected at least {least(self)} for each")
-        if self.out is not None and self.out.exists():
-            raise BadInput(f"out: {self.out} exists and is not overwritten; name another")
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {

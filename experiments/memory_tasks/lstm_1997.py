@@ -214,7 +214,7 @@ def row(config: Config, name: str, length: int, gradient: str, deadline: float) 
     }
 
 
-def run(config: Config) -> list[dict[str, Any]]:
+def study(config: Config) -> list[dict[str, Any]]:
     """A row for each problem, length and gradient."""
     deadline = time.monotonic() + 60 * config.minutes if config.minutes else math.inf
     return [

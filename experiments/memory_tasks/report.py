@@ -1,7 +1,5 @@
 """What a run says and draws."""
 
-import contextlib
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,19 +11,6 @@ from matplotlib.figure import Figure
 from experiments.memory_tasks.lstm_1997 import PROBLEMS
 
 Row: TypeAlias = dict[str, Any]
-
-
-def new_folder(out: Path | None) -> Path:
-    """Makes the folder of this run, and never takes one that exists."""
-    if out is not None:
-        out.mkdir(parents=True)
-        return out
-    for number in itertools.count(1):
-        folder = Path("runs") / ("memory_tasks" if number == 1 else f"memory_tasks-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")
 
 
 def outcome(row: Row) -> str:

@@ -16,7 +16,7 @@ RATE = 2e-3  # of Adam, for all
 CHUNK = 250
 
 
-def run(config: Config) -> list[dict[str, Any]]:
+def study(config: Config) -> list[dict[str, Any]]:
     """A row for each task, length and kind."""
     deadline = time.monotonic() + 60 * config.minutes if config.minutes else float("inf")
     return [

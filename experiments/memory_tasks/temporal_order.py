@@ -29,7 +29,7 @@ KINDS = [
 ]
 
 
-def run(config: Config) -> list[dict[str, Any]]:
+def study(config: Config) -> list[dict[str, Any]]:
     """A row for each length and kind."""
     deadline = time.monotonic() + 60 * config.minutes if config.minutes else float("inf")
     return [row(config, T, kind, deadline) for T in config.lengths for kind in reversed(KINDS)]

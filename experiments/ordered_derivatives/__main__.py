@@ -1,18 +1,15 @@
 """The command line: all six parts, one after the other."""
 
-import json
-import math
 import sys
 from collections.abc import Sequence
-from itertools import chain, count
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.bench import command, report
-from experiments.bench.config import BadInput
+from experiments import command
+from experiments.bench import report
 from experiments.ordered_derivatives import figures, lags, market, ordered, plant
 from experiments.ordered_derivatives.config import QUICK, Config, check
 
@@ -117,36 +114,15 @@ def _market(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def jsonable(tree: Any) -> Any:
-    """Arrays as lists, and None for what is not a number."""
-    if isinstance(tree, dict):
-        return {name: jsonable(value) for name, value in tree.items()}
-    if isinstance(tree, np.ndarray | jax.Array):
-        return jsonable(tree.tolist())
-    if isinstance(tree, list | tuple):
-        return [jsonable(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def new_folder(path: Path | None) -> Path:
-    if path is None:
-        names = (f"ordered_derivatives{'' if n == 1 else f'-{n}'}" for n in count(1))
-        path = next(p for name in names if not (p := Path("runs") / name).exists())
-    return command.new_folder(path)
-
-
 def run(config: Config) -> None:
     """Runs all parts, prints them, and writes the figures and the numbers."""
     check(config)
-    if config.run is not None and config.run.exists():
-        raise BadInput(f"--run: {config.run} exists and is not overwritten; name another")
-    found = study(config)
-    folder = new_folder(config.run)
-    figures.free_run(folder / "free_run.png", found["plant"])
-    figures.sensitivity(folder / "sensitivity.png", found["market"])
-    figures.extensions(folder / "extensions.png", found["price"], found["rates"])
-    numbers = jsonable({"machine": report.machine(), **found})
-    (folder / "numbers.json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    with command.new_folder("ordered_derivatives", config.run) as folder:
+        found = study(config)
+        command.write_numbers(folder, {"machine": report.machine(), **found})
+        figures.free_run(folder / "free_run.png", found["plant"])
+        figures.sensitivity(folder / "sensitivity.png", found["market"])
+        figures.extensions(folder / "extensions.png", found["price"], found["rates"])
     print(f"{summary(found)}\nWritten to {folder}")
 
 

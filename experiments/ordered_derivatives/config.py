@@ -3,11 +3,8 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from experiments.bench.config import BadInput
+from experiments.command import BadInput
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Config:
     run: Path | None = None
     """Folder for the results; it must not exist. Default: runs/ordered_derivatives, or the first
     of runs/ordered_derivatives-2, ... that is free."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quick: bool = False
     """Two seeds and fewer updates: half a minute."""
 
 

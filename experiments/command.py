@@ -1,0 +1,109 @@
+"""What the commands share: options, exit codes, and the folder and the numbers of a run."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import tyro
+
+Options = TypeVar("Options")
+
+
+class BadInput(Exception):
+    """What the user gave cannot work; the message says what was got and what to do."""
+
+
+class Failed(Exception):
+    """The work could not be done; the message says why, and what there is of it."""
+
+
+def options(
+    config: type[Options], program: str, argv: Sequence[str], default: Options | None = None
+) -> Options:
+    """The options of a command line, a dataclass; a flag has no --no- twin."""
+    start: dict[str, Any] = {} if default is None else {"default": default}
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(config, args=argv, prog=program, config=flags, **start)
+
+
+def parse(config: type[Options], quick: Options, program: str, argv: Sequence[str]) -> Options:
+    """Options over the defaults, which with --quick are others."""
+    found = options(config, program, argv)
+    if "--quick" not in argv:
+        return found
+    return options(config, program, [a for a in argv if a != "--quick"], quick)
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Runs a command: 0 done, 1 failed, 2 for bad input, 130 interrupted."""
+    try:
+        run()
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Failed, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+@contextlib.contextmanager
+def new_folder(name: str, run: Path | None) -> Iterator[Path]:
+    """Makes the folder of a run; where the run fails before it has written, it goes again.
+
+    Args:
+      name: of the command: the default is runs/name, or the first free one of runs/name-2, ...
+      run: what was given as --run.
+
+    Yields:
+      The folder, which did not exist before.
+
+    Raises:
+      BadInput: it exists or cannot be made.
+    """
+    folder = run
+    if folder is None:
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        folder = next(path for n in names if not (path := Path("runs") / n).exists())
+    if folder.exists():
+        raise BadInput(f"--run: {folder} exists and is not overwritten; name another")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"--run: {folder} cannot be made ({error.strerror})") from error
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # there is something in it
+            folder.rmdir()
+        raise
+
+
+def write_numbers(folder: Path, numbers: dict[str, Any]) -> None:
+    """Writes numbers.json: arrays as lists, null for what is not finite."""
+    text = json.dumps(_jsonable(numbers), indent=1, allow_nan=False)
+    (folder / "numbers.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _jsonable(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {str(name): _jsonable(value) for name, value in tree.items()}
+    if isinstance(tree, np.ndarray | np.generic | jax.Array):
+        return _jsonable(np.asarray(tree).tolist())
+    if isinstance(tree, list | tuple):
+        return [_jsonable(value) for value in tree]
+    if isinstance(tree, Path):
+        return str(tree)
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
