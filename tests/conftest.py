@@ -1,9 +1,22 @@
 """Every test runs under the strictest settings: nothing is converted or broadcast silently."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The tests spend their time compiling: what one process has compiled, all others read.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if version("jaxlib").startswith("0.10."):  # later ones do not know this flag, and abort
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
@@ -11,7 +24,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # the tests spend their time compiling
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@
 prints it: each mutant, or each whose name has all the words, the test that killed it, the time.
 """
 
-import atexit
-import functools
 import os
 import re
 import shutil
@@ -55,18 +53,6 @@ def mutate(folder: Path, mutant: Mutant) -> None:
     path.write_text(source, encoding="utf-8")
 
 
-@functools.cache
-def compiled() -> dict[str, str]:
-    """A cache of what XLA compiles, for this process alone: most of it is the same every time."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {
-        "JAX_COMPILATION_CACHE_DIR": folder,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
 def run_tests(folder: Path, tests: list[str], **environment: str) -> tuple[int, str]:
     """Exit code and output of pytest in a copy, with nothing of a pytest around it."""
     outer = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
@@ -75,7 +61,7 @@ def run_tests(folder: Path, tests: list[str], **environment: str) -> tuple[int, 
     done = subprocess.run(
         command,
         cwd=folder,
-        env=outer | FAST_AND_WIDE | compiled() | environment,
+        env=outer | FAST_AND_WIDE | environment,
         capture_output=True,
         text=True,
         timeout=600,
@@ -153,4 +139,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    import conftest  # noqa: F401  the settings, which the tests inherit
+
     sys.exit(main(sys.argv[1:]))
