@@ -591,8 +591,8 @@ DIAGNOSTICS = {
         ),
         (
             "the learned initial state has no gradient",
-            "    if state is None:  # begin with a reset",
-            "    if False:  # begin with a reset",
+            "learned=state is None",
+            "learned=False",
             diagnosed("gradients_by_lag_add_up_to_the_truncated_ones[user-k2s1]"),
         ),
     ],
@@ -624,6 +624,24 @@ DIAGNOSTICS = {
             "values.std(ddof=1) / K**0.5",
             "values.std(ddof=1)",
             diagnosed("compare_finds_a_known_bias_and_variance"),
+        ),
+        (
+            "lags count masked steps",
+            "number[t] - number <= k",
+            "t - steps <= k",
+            diagnosed("an_exact_algorithm_is_so_at_every_lag"),
+        ),
+        (
+            "all windows begin with the first state",
+            "lambda a: a[jnp.argmax(inside)], before",
+            "lambda a: a[0], before",
+            diagnosed("lags_of_a_gradient_that_is_cut_by_hand"),
+        ),
+        (
+            "a lag holds the shorter ones",
+            "jnp.diff(a, axis=0, prepend=jnp.zeros_like(a[:1]))",
+            "a",
+            diagnosed("lags_that_truncation_leaves_out"),
         ),
     ],
     "gates": [

@@ -560,6 +560,77 @@ def test_compare_shows_the_bias_of_truncation() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+def test_an_exact_algorithm_is_so_at_every_lag() -> None:
+    """With holes, an episode that begins inside, and a learned initial state."""
+    cell, params, xs, targets = problem("user")
+    mask = jnp.array([False, True, True, False, True, True])
+    reset = jnp.array([False, False, False, True, False, True])
+    keys = jax.random.split(key(0), 2)
+    for flags in ({}, {"mask": mask, "reset": reset}):
+        got = diag.compare_by_lag(
+            gradients.rtrl, cell, loss, params, None, xs, targets, keys, **flags
+        )
+        reference = by_lag(cell, loss, params, None, xs, targets, **flags)
+        lengths = [jnp.linalg.norm(ravel_pytree(g)[0]) for g in unstacked(reference)]
+        np.testing.assert_allclose(got.whole.norm, jnp.stack(lengths), rtol=1e-12)
+        there = np.asarray(got.whole.norm) > 0
+        assert there.tolist() == [True] * 6 if not flags else [True] * 3 + [False] * 3
+        assert float(got.whole.bias.max()) < 1e-12 * float(got.whole.norm[0])
+        np.testing.assert_allclose(got.whole.norm_ratio[there], 1.0, rtol=1e-10)
+
+
+def unstacked(tree: Any) -> list[Any]:
+    return [jax.tree.map(lambda a, k=k: a[k], tree) for k in range(len(jax.tree.leaves(tree)[0]))]
+
+
+def test_lags_that_truncation_leaves_out() -> None:
+    cell, params, xs, targets = problem("elman")
+    keys = jax.random.split(key(0), 2)
+
+    def cut(cell: rnn.Cell, loss: Any) -> Any:
+        return gradients.truncated_bptt(cell, loss, 1, 2)
+
+    got = diag.compare_by_lag(cut, cell, loss, params, None, xs, targets, keys)
+    for a in (got.whole, *jax.tree.leaves(got.params, is_leaf=lambda a: hasattr(a, "bias"))):
+        np.testing.assert_allclose(a.bias[:2], 0.0, atol=1e-12)
+        np.testing.assert_allclose(a.bias[2:], a.norm[2:], rtol=1e-10)
+    np.testing.assert_allclose(got.whole.norm_ratio[2:], 0.0, atol=1e-10)
+    lines = str(got).splitlines()
+    assert lines[0].split() == ["lag", "norm", ".w_x", ".w_h", ".b", "all"]
+    assert [line.split()[0] for line in lines[1:]] == [str(k) for k in range(T)]
+    assert [line.split()[-1] for line in lines[1:]] == ["0.000"] * 2 + ["1.000"] * (T - 2)
+
+
+def test_lags_of_a_gradient_that_is_cut_by_hand() -> None:
+    """The difference of two exact ones: of the cell, and of that with a constant h in its gates."""
+    cell, params, xs, targets = problem("lstm")
+
+    def step(params: Any, state: Any, z: Any) -> Any:
+        return cell.step(params, state._replace(h=jax.lax.stop_gradient(state.h)), z)
+
+    sequence = loss, params, None, xs, targets
+    keys = jax.random.split(key(0), 2)
+    got = diag.compare_by_lag(gradients.lstm_1997, cell, *sequence, keys)
+    with_cut, whole = (by_lag(c, *sequence) for c in (cell._replace(step=step), cell))
+    for a, p, q in zip(got.params, with_cut, whole, strict=True):
+        if a is not None:
+            expected = jnp.linalg.norm((p - q).reshape(T, -1), axis=1)
+            np.testing.assert_allclose(a.bias, expected, rtol=1e-10, atol=1e-12)
+            assert float(a.bias[1]) > 1e-3 * float(a.norm[1])
+
+
+def test_an_unbiased_algorithm_is_so_at_every_lag() -> None:
+    cell, params, xs, targets = problem("elman")
+    keys = jax.random.split(key(0), 100)
+    got = diag.compare_by_lag(
+        gradients.uoro, cell, loss, params, None, xs[:4], targets[:4], keys
+    ).whole
+    assert float(got.bias[0]) < 1e-12
+    assert float(got.variance[0]) < 1e-24
+    assert (got.variance[1:] > 1e-6).all()
+    assert (got.bias[1:] < 1.5 * got.bias_error[1:]).all()
+
+
 def test_noise_scale_of_known_gradients() -> None:
     """Gaussian gradients with a known mean and covariance: both estimates have no bias."""
     B, draws = 8, 3000
@@ -679,5 +750,7 @@ def test_bad_arguments() -> None:
     algorithm = gradients.bptt(cell, loss)
     with pytest.raises(ValueError, match=r"keys: got shape \(1,\)"):
         diag.compare(algorithm, algorithm, params, None, xs, targets, key(0)[None])
+    with pytest.raises(ValueError, match=r"keys: got shape \(\)"):
+        diag.compare_by_lag(gradients.bptt, cell, loss, params, None, xs, targets, key(0))
     with pytest.raises(ValueError, match="grads: got leading axes"):
         diag.noise_scale({"w": jnp.ones((1, 2))})

@@ -1,5 +1,6 @@
 """What a run says and draws."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,12 +81,14 @@ def lstm_1997_text(rows: list[Row]) -> str:
 def success_plot(rows: list[Row], path: Path) -> None:
     """A panel for each task: the share of seeds that learned, and their median updates."""
     tasks, kinds = unique(rows, "task"), unique(rows, "kind")
-    width = 1.0 * len(unique(rows, "length")) + 0.4
-    figure = Figure(figsize=(2.8 + width * len(tasks), 0.45 * len(kinds) + 1.4))
-    figure.set_layout_engine("constrained")
-    for axes, task in zip(
-        np.ravel(figure.subplots(1, len(tasks), sharey=True)), tasks, strict=True
-    ):
+    columns = min(3, len(tasks))
+    height, width = math.ceil(len(tasks) / columns), 1.0 * len(unique(rows, "length")) + 0.4
+    size = 2.8 + width * columns, (0.4 * len(kinds) + 0.7) * height + 0.5
+    figure = Figure(figsize=size, layout="constrained")
+    panels = np.ravel(figure.subplots(height, columns, sharey=True))
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    for axes, task in zip(panels, tasks, strict=False):
         of_task = [row for row in rows if row["task"] == task]
         lengths = unique(of_task, "length")
         share = np.full((len(kinds), len(lengths)), np.nan)
@@ -97,7 +100,7 @@ def success_plot(rows: list[Row], path: Path) -> None:
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
         axes.set_xticks(range(len(lengths)), map(str, lengths))
         axes.set_yticks(range(len(kinds)), kinds)
-        axes.set(title=task.replace("_", " "), xlabel="length")
+        axes.set(title="$a^n b^n$" if task == "anbn" else task.replace("_", " "), xlabel="length")
     figure.suptitle("Seeds that learned, and their median updates")
     figure.savefig(path, dpi=150)
 

@@ -27,16 +27,29 @@ class Inputs(NamedTuple):
 
 
 def prepare(
-    cell: Cell, params: Params, state: State | None, xs: Any, mask: Any, reset: Any
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    xs: Any,
+    mask: Any,
+    reset: Any,
+    learned: bool = False,
 ) -> tuple[State, Inputs]:
-    """The state to start from, and the inputs, checked."""
+    """The state to start from, and the inputs, checked.
+
+    With `learned`, the first step begins with a reset: it makes the initial state from the params.
+    """
     xs = jax.tree.map(jnp.asarray, xs)
     T = _checks.time_steps(xs)
     mask = None if mask is None else _checks.time_flags("mask", mask, T)
     reset = None if reset is None else _checks.time_flags("reset", reset, T)
     if state is None:
         state = cell.init_state(params)
-    return jax.tree.map(jnp.asarray, state), Inputs(xs, mask, reset)
+    inputs = Inputs(xs, mask, reset)
+    if learned:
+        first = inputs.valid & (jnp.cumsum(inputs.valid) == 1)
+        inputs = inputs._replace(reset=first if reset is None else first | reset)
+    return jax.tree.map(jnp.asarray, state), inputs
 
 
 def step(cell: Cell, params: Params, state: State, now: Inputs) -> tuple[State, Any]:

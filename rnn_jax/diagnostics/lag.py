@@ -99,10 +99,7 @@ def gradients_by_lag(
       [3. 2. 0.]
     """
     params = jax.tree.map(jnp.asarray, params)
-    start, inputs = _steps.prepare(cell, params, state, xs, mask, reset)
-    if state is None:  # begin with a reset: it makes the initial state from the params
-        first = inputs.valid & (jnp.cumsum(inputs.valid) == 1)
-        inputs = inputs._replace(reset=first if inputs.reset is None else first | inputs.reset)
+    start, inputs = _steps.prepare(cell, params, state, xs, mask, reset, learned=state is None)
     return _by_lag(cell, loss, params, start, inputs, targets, weights=params)[1]
 
 
