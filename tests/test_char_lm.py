@@ -234,7 +234,7 @@ def test_minutes_fix_the_number_of_steps():
 def test_minutes_become_steps(monkeypatch):
     """More than the default, recorded, and all done; how long it takes depends on the machine."""
     monkeypatch.setattr(training, "STARTED", time.monotonic())
-    assert main(["--quick", "--minutes", "1", "--run", "r", "--samples", "0"]) == 0
+    assert main(["--quick", "--minutes", "0.4", "--run", "r", "--samples", "0"]) == 0
     steps = folder.load(Path("r")).steps
     assert int(final_state("r").step) == steps > QUICK_STEPS
 

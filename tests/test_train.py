@@ -171,27 +171,39 @@ def test_seeds_are_a_vmap() -> None:
 # ---- the same bits, however the steps are cut
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_no_bit_depends_on_the_chunks(name: str) -> None:
-    optimizer = OPTIMIZERS[name]
-    expected: Any = None
-    for steps_per_call in (1, 4, 23) if name == "adamw" else (1, 4):
-        run = make(name, steps_per_call)
-        rows: list[train.Metrics] = []
-        state = train.fit(
-            run,
-            fresh(optimizer),
-            data(),
-            steps=23,
-            every=[(3, lambda state: None)] if steps_per_call == 4 else [],
-            on_metrics=lambda step, metrics, rows=rows: rows.append(metrics),
-        )
-        assert sum(len(row.loss) for row in rows) == 23
-        got = bits((state, [np.concatenate(column) for column in zip(*rows, strict=True)]))
-        expected = got if expected is None else expected
-        assert got == expected, steps_per_call
-        assert run.compiled._cache_size() == 1  # nothing was compiled for the shorter chunks
-    assert int(state.step) == 23
+def test_no_bit_depends_on_the_chunks() -> None:
+    """Compiled as users compile: with the flags of these tests other programs give other bits."""
+    settings = ("JAX_", "XLA_")
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_train; test_train.check_chunks()"],
+        env={k: v for k, v in os.environ.items() if not k.startswith(settings)}
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def check_chunks() -> None:
+    for name, optimizer in OPTIMIZERS.items():
+        expected: Any = None
+        for steps_per_call in (1, 4, 23) if name == "adamw" else (1, 4):
+            run = make(name, steps_per_call)
+            rows: list[train.Metrics] = []
+            state = train.fit(
+                run,
+                fresh(optimizer),
+                data(),
+                steps=23,
+                every=[(3, lambda state: None)] if steps_per_call == 4 else [],
+                on_metrics=lambda step, metrics, rows=rows: rows.append(metrics),
+            )
+            assert sum(len(row.loss) for row in rows) == 23
+            got = bits((state, [np.concatenate(column) for column in zip(*rows, strict=True)]))
+            expected = got if expected is None else expected
+            assert got == expected, (name, steps_per_call)
+            assert run.compiled._cache_size() == 1  # nothing was compiled for the shorter chunks
+        assert int(state.step) == 23
 
 
 def test_stopping_and_going_on_changes_no_bit() -> None:
