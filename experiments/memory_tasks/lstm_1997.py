@@ -8,6 +8,10 @@ included, is an input of every other at the next step; one weight update for eac
 
 The truncated gradient cuts every error where it leaves a memory block, and keeps c: h is a constant
 in h W_h.
+
+The output of the adding problem is linear. With a logistic one, as it is used elsewhere, the mean
+error becomes as small, but targets next to 0 and 1 stay out of reach: 1 of 10 nets gets 2000 in a
+row right within 300,000 sequences, and 17 of 2560 new ones wrong.
 """
 
 import math
@@ -40,6 +44,7 @@ class Problem(NamedTuple):
     tokens: bool
     inputs: int
     outputs: int
+    activation: Callable[[jax.Array], jax.Array]  # of the outputs
     rate: float
     biases: tuple[float, ...]  # of the input gates, block by block
     right: float  # the greatest error of a right answer
@@ -49,10 +54,28 @@ class Problem(NamedTuple):
 
 PROBLEMS = {
     "adding": Problem(
-        memory.adding_1997, False, 2, 1, 0.5, (-3.0, -6.0), 0.04, 0.01, (74_000, "1 of 2560")
+        memory.adding_1997,
+        False,
+        2,
+        1,
+        jax.nn.identity,
+        0.5,
+        (-3.0, -6.0),
+        0.04,
+        0.01,
+        (74_000, "1 of 2560"),
     ),
     "temporal order": Problem(
-        memory.temporal_order_1997, True, 8, 4, 0.5, (-2.0, -4.0), 0.3, 0.1, (31_390, "1 of 2560")
+        memory.temporal_order_1997,
+        True,
+        8,
+        4,
+        jax.nn.sigmoid,
+        0.5,
+        (-2.0, -4.0),
+        0.3,
+        0.1,
+        (31_390, "1 of 2560"),
     ),
 }
 
@@ -108,7 +131,7 @@ def make_model(problem: Problem) -> rnn.Cell:
     cell = memory_blocks(problem.inputs, problem.biases)
     cell = rnn.one_hot(cell, problem.inputs) if problem.tokens else cell
     H, O = 2 * len(problem.biases), problem.outputs
-    model = rnn.readout(cell, O, activation=jax.nn.sigmoid, hidden_size=H, w_init=small)
+    model = rnn.readout(cell, O, activation=problem.activation, hidden_size=H, w_init=small)
 
     def init(key: jax.Array) -> rnn.ReadoutParams:
         k_model, k_b = jax.random.split(key)
@@ -121,7 +144,7 @@ def answer(problem: Problem, params: rnn.ReadoutParams, state: State) -> jax.Arr
     """The outputs after the last valid step, [O]."""
     y = state.h[-2 * len(problem.biases) :]
     out = y @ params.w_y
-    return jax.nn.sigmoid(out if params.b_y is None else out + params.b_y)
+    return problem.activation(out if params.b_y is None else out + params.b_y)
 
 
 def wanted(problem: Problem, batch: Batch) -> jax.Array:
