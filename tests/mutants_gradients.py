@@ -105,6 +105,12 @@ RTRL = [
 ]
 SPARSE = [
     (
+        "no immediate influence",
+        "return M + jnp.where(self.has_I, I, jnp.zeros_like(I))",
+        "return M",
+        sparse("snap_is_exact_once_all_is_reached[elman]"),
+    ),
+    (
         "feedback for nothing",
         "if feedback is not None:",
         "if False:",
@@ -161,6 +167,12 @@ SPARSE = [
 ]
 SNAP = [
     (
+        "the past with the wrong sign",
+        "influence.moved(influence.state_jacobian(step), M)",
+        "-influence.moved(influence.state_jacobian(step), M)",
+        sparse("snap_is_exact_once_all_is_reached[elman]"),
+    ),
+    (
         "dense cells pass for diagonal ones",
         "if seen > max(2, n // 2):",
         "if seen > n:",
@@ -168,6 +180,12 @@ SNAP = [
     ),
 ]
 UORO = [
+    (
+        "no immediate influence",
+        "theta / past + b / now",
+        "theta / past",
+        mean("uoro--elman"),
+    ),
     (
         "factors that do not cancel",
         "theta / past + b / now",
@@ -194,6 +212,24 @@ UORO = [
     ),
 ]
 KRONECKER = [
+    (
+        "kf_rtrl: no immediate influence",
+        "(A * past + u * now)[None]",
+        "(A * past)[None]",
+        mean("kf_rtrl--elman"),
+    ),
+    (
+        "ok: no immediate influence",
+        "jnp.concatenate([old.A, u[None]])",
+        "jnp.concatenate([old.A, 0 * u[None]])",
+        mean("ok--elman"),
+    ),
+    (
+        "ok: the term of a step with the wrong sign",
+        "jnp.concatenate([old.A, u[None]])",
+        "jnp.concatenate([old.A, -u[None]])",
+        mean("ok--elman"),
+    ),
     (
         "no sign",
         "c * balance(u, Z.ravel())",
@@ -227,6 +263,18 @@ KRONECKER = [
 ]
 FORWARD = [
     (
+        "another direction at each step",
+        "return (v, s), slopes",
+        "return (draw(key, v.shape, v.dtype), s), slopes",
+        mean("forward_gradient--elman"),
+    ),
+    (
+        "the past is forgotten",
+        "jax.vmap(step.push)(v, s)",
+        "jax.vmap(step.push)(v, 0 * s)",
+        mean("forward_gradient--elman"),
+    ),
+    (
         "the wrong direction",
         "slopes.astype(v.dtype) @ v / K",
         "slopes.astype(v.dtype) @ v / -K",
@@ -242,6 +290,24 @@ PRODUCTS = [
     ),
 ]
 LOCAL = [
+    (
+        "e_prop: the past with the wrong sign",
+        "influence.add(step, influence.moved(D, M))",
+        "influence.add(step, -influence.moved(D, M))",
+        sparse("e_prop_is_the_gradient_of_1997[gru]"),
+    ),
+    (
+        "e_prop: no immediate influence",
+        "return influence.add(step, influence.moved(D, M))",
+        "return influence.moved(D, M)",
+        sparse("e_prop_is_the_gradient_of_1997[gru]"),
+    ),
+    (
+        "rflo: the leak with the wrong sign",
+        "leak * M",
+        "-leak * M",
+        sparse("rflo_is_e_prop_on_leaky_units"),
+    ),
     (
         "a product that no param feels",
         "constant.append(x)",
@@ -262,6 +328,12 @@ LOCAL = [
     ),
 ]
 TRUNCATION = [
+    (
+        "artbp: the same key at every step",
+        "cut = jax.random.bernoulli(key, c)",
+        "cut = jax.random.bernoulli(keys[0], c)",
+        unbiased("artbp_over_all_cuts[lstm]"),
+    ),
     (
         "what gets through is not enlarged",
         "jnp.zeros_like(c), 1 / (1 - c))",
@@ -322,6 +394,12 @@ DEER = [
     ),
 ]
 IMPLICIT = [
+    (
+        "the system with the wrong sign",
+        "jnp.eye(c.size, dtype=c.dtype) - D.T",
+        "jnp.eye(c.size, dtype=c.dtype) + D.T",
+        sparse("implicit_is_backpropagation_through_a_long_rest"),
+    ),
     (
         "the system not transposed",
         "jnp.eye(c.size, dtype=c.dtype) - D.T",
