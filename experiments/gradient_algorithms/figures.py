@@ -13,7 +13,7 @@ from experiments.gradient_algorithms import balancing, exactness, learning, vari
 from experiments.gradient_algorithms import bias as truncation
 
 SHADES = {  # of the exactness matrix, in the order of `_shade`
-    "refuses this cell": "0.93",
+    "refused, or does not settle": "0.93",
     "exact: relative error": "#b7e1b1",
     "unbiased: largest z of the mean, over all params": "#c6dbef",
     "biased: relative error (cosine)": "#fde0a8",
