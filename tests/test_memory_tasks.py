@@ -297,41 +297,52 @@ def test_a_search_ends_with_the_last_success_and_keeps_what_is_solved() -> None:
     assert run(budget=100, deadline=0.0).updates == 2
 
 
-@pytest.mark.parametrize(("name", "weights"), [("adding", 93), ("temporal order", 156)])
+@pytest.mark.parametrize(
+    ("name", "weights"), [("adding", 93), ("temporal order", 156), ("two sequences", 102)]
+)
 def test_the_first_lstm(name: str, weights: int, x64: None) -> None:
     """As many weights as published, its step in NumPy, and its truncated gradient."""
     problem = lstm_1997.PROBLEMS[name]
     model = lstm_1997.make_model(problem)
     params = model.init(jax.random.key(0))
     assert sum(a.size for a in jax.tree.leaves(params)) == weights
-    assert params.cell.b[:2].tolist() == list(problem.biases)
+    given = problem.input_gates + problem.output_gates
+    assert params.cell.b[: len(given)].tolist() == list(given)
     drawn = np.concatenate([a.ravel() for a in jax.tree.leaves(params)])
-    assert (np.abs(drawn) <= 0.1).sum() == weights - 2
+    assert (np.abs(drawn) <= 0.1).sum() == weights - len(given)
     params = jax.tree.map(lambda a: jnp.where(jnp.abs(a) <= 0.1, 10 * a, a), params)
 
-    cell = lstm_1997.memory_blocks(problem.inputs, problem.biases)
+    cell, blocks = lstm_1997.memory_blocks(problem), len(problem.input_gates)
+    cells, units = problem.cells * blocks, (2 + problem.cells) * blocks
     rng = np.random.default_rng(0)
-    h, c, z = rng.normal(size=8), rng.normal(size=4), rng.normal(size=8)
+    h, c, z = rng.normal(size=units), rng.normal(size=cells), rng.normal(size=units)
     state, y = cell.step(params.cell, lstm_1997.State(jnp.array(h), jnp.array(c)), jnp.array(z))
 
     def sigmoid(x: Any) -> Any:
         return 1 / (1 + np.exp(-x))
 
     net = z + h @ np.asarray(params.cell.w_h)
-    for j in range(4):  # cells 0 and 1 are of the first block
-        gates = sigmoid(net[j // 2]), sigmoid(net[2 + j // 2])
-        new = c[j] + gates[0] * (4 * sigmoid(net[4 + j]) - 2)
+    for j in range(cells):
+        block = j // problem.cells
+        gates = sigmoid(net[block]), sigmoid(net[blocks + block])
+        new = c[j] + gates[0] * (4 * sigmoid(net[2 * blocks + j]) - 2)
         np.testing.assert_allclose(state.c[j], new, rtol=1e-12)
         np.testing.assert_allclose(y[j], gates[1] * (2 * sigmoid(new) - 1), rtol=1e-12)
-    np.testing.assert_allclose(state.h, [*sigmoid(net[:4]), *y], rtol=1e-12)
+    np.testing.assert_allclose(state.h, [*sigmoid(net[: 2 * blocks]), *y], rtol=1e-12)
 
     def cut(params: Any, state: lstm_1997.State, z: Any) -> Any:
         return cell.step(params, state._replace(h=jax.lax.stop_gradient(state.h)), z)
 
     reader = cell._replace(step=cut)
     reader = rnn.one_hot(reader, problem.inputs) if problem.tokens else reader
-    activation = {"adding": jax.nn.identity, "temporal order": jax.nn.sigmoid}[name]
-    reader = rnn.readout(reader, problem.outputs, activation=activation, hidden_size=4)
+    activation = jax.nn.identity if name == "adding" else jax.nn.sigmoid
+    reader = rnn.readout(
+        reader,
+        problem.outputs,
+        activation=activation,
+        bias=problem.output_bias,
+        hidden_size=cells,
+    )
     batch = problem.sample(jax.random.key(1), 30)
     targets = lstm_1997.wanted(problem, batch)
 
@@ -362,6 +373,23 @@ def test_success_of_1997_is_2000_right_ones_in_a_row_with_a_small_mean() -> None
     errors[[1500, 3400], 3] = 0.5
     assert lstm_1997.first_success(errors, problem).tolist() == [2500, 2701, 0, 0]
     assert not lstm_1997.first_success(errors[:1999], problem).any()
+
+
+def test_two_sequences_are_judged_by_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the errors in training were; the last of them decide for the other problems."""
+    errors = np.full((2, lstm_1997.NEW), 0.009)
+    errors[1, 0] = 0.2  # with a mean below 0.01 still
+
+    def make_test(problem: Any, length: int, key: Any, count: int) -> Any:
+        return lambda nets: errors
+
+    monkeypatch.setattr(lstm_1997, "make_test", make_test)
+    config = resolve(Config(table="lstm_1997", seeds=2, updates=2))
+    row = lstm_1997.row(config, "two sequences", 30, "truncated", float("inf"))
+    assert row["solved_at"] == [2, 0]
+    assert row["wrong_of_2560"] == [0, 1]
+    row = lstm_1997.row(config, "temporal order", 30, "truncated", float("inf"))
+    assert row["solved_at"] == [0, 0]
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def temporal_order_text(rows: list[Row]) -> str:
 
 def lstm_1997_text(rows: list[Row]) -> str:
     """A line for each problem and gradient."""
-    lines = ["The LSTM of 1997: sequences until the last 2000 were right, wrong ones of 2560 after"]
+    lines = ["The LSTM of 1997: sequences until it had learned, wrong ones of 2560 after"]
     for row in rows:
         solved = [n for n in row["solved_at"] if n]
         mean = f"{np.mean(solved):.0f}" if solved else "-"
