@@ -547,6 +547,12 @@ SEARCH = [
 ]
 TABLE_1997 = [
     (
+        "a wrong one among the new ones",
+        "(found.max(axis=1) < problem.right) & ",
+        "",
+        tasks("two_sequences_are_judged_by_new_ones"),
+    ),
+    (
         "success without the mean error",
         " & (recent(errors) < problem.mean)",
         "",

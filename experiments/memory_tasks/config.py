@@ -23,7 +23,8 @@ class Config:
     table: Table = "success"
     """success: success against length, for each cell and remedy. temporal_order: clipping alone
     against clipping with Pascanu's regulariser, half an hour. lstm_1997: the first LSTM with its
-    truncated gradient on adding and temporal order, 3 minutes."""
+    truncated gradient on adding, temporal order and two sequences,
+    5 minutes."""
     tasks: tuple[TaskName, ...] = ("temporal_order",)
     """Tasks of the table "success"; adding takes some 5000 updates and more."""
     cells: tuple[Cells, ...] = get_args(Cells)
