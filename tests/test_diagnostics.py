@@ -385,6 +385,9 @@ def test_no_steps() -> None:
     assert D_t.shape == (0, H, H)
     assert diag.singular_values(D_t).shape == (0, H)
     assert jax.tree.leaves(by_lag(cell, loss, params, None, xs, targets))[0].shape[0] == 0
+    keys = jax.random.split(key(0), 2)
+    lags = diag.compare_by_lag(gradients.bptt, cell, loss, params, None, xs, targets, keys)
+    assert lags.whole.bias.shape == (0,)
     assert not diag.lyapunov_exponents(cell, params, None, xs).exponents.any()
     assert float(diag.pascanu_regularizer(cell, loss, params, None, xs, targets)) == 0
 
@@ -752,5 +755,8 @@ def test_bad_arguments() -> None:
         diag.compare(algorithm, algorithm, params, None, xs, targets, key(0)[None])
     with pytest.raises(ValueError, match=r"keys: got shape \(\)"):
         diag.compare_by_lag(gradients.bptt, cell, loss, params, None, xs, targets, key(0))
+    keys = jax.random.split(key(0), 2)
+    with pytest.raises(TypeError, match="expected what makes an algorithm"):
+        diag.compare_by_lag(algorithm, cell, loss, params, None, xs, targets, keys)
     with pytest.raises(ValueError, match="grads: got leading axes"):
         diag.noise_scale({"w": jnp.ones((1, 2))})

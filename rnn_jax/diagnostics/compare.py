@@ -152,7 +152,8 @@ def compare_by_lag(
       `ComparisonByLag`; a lag without any gradient divides by zero.
 
     Raises:
-      ValueError: fewer than two keys; otherwise, and TypeError, as the algorithm.
+      ValueError: fewer than two keys; otherwise as the algorithm.
+      TypeError: `algorithm` makes none; otherwise as the algorithm.
 
     Example:
       What truncation after two steps leaves out, and what the diagonal of the Jacobian does:
@@ -184,7 +185,13 @@ def compare_by_lag(
         l = loss(y, target[0])
         return jnp.where(target[1], l, jnp.zeros_like(l))
 
-    value_and_grad = algorithm(cell, weighted)
+    try:
+        value_and_grad = algorithm(cell, weighted)
+    except TypeError as error:
+        raise TypeError(
+            f"algorithm: got {algorithm!r}, which does not take a cell and a loss; expected "
+            "what makes an algorithm, such as gradients.rtrl, not one that is made"
+        ) from error
 
     @jax.jit
     def errors(params: Params, keys: Key) -> ComparisonByLag:
@@ -210,7 +217,9 @@ def compare_by_lag(
             grads = jax.vmap(over_t, in_axes=(None, None, 0))(k, steps, own)
             return jax.tree.map(lambda g: g.sum(axis=1), grads)
 
-        sums = jax.lax.map(up_to, steps)
+        sums = jax.tree.map(lambda g: jnp.zeros((0, len(keys), *g.shape[1:]), g.dtype), exact)
+        if valid.size:
+            sums = jax.lax.map(up_to, steps)
         estimates = jax.tree.map(lambda a: jnp.diff(a, axis=0, prepend=jnp.zeros_like(a[:1])), sums)
         agreement = jax.vmap(_agreement)
         return ComparisonByLag(
