@@ -1,5 +1,6 @@
 """A gradient algorithm against another one, as a whole and lag by lag."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -186,12 +187,13 @@ def compare_by_lag(
         return jnp.where(target[1], l, jnp.zeros_like(l))
 
     try:
-        value_and_grad = algorithm(cell, weighted)
+        inspect.signature(algorithm).bind(cell, weighted)
     except TypeError as error:
         raise TypeError(
             f"algorithm: got {algorithm!r}, which does not take a cell and a loss; expected "
             "what makes an algorithm, such as gradients.rtrl, not one that is made"
         ) from error
+    value_and_grad = algorithm(cell, weighted)
 
     @jax.jit
     def errors(params: Params, keys: Key) -> ComparisonByLag:
