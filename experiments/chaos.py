@@ -18,32 +18,28 @@ References:
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import rnn_jax
-from experiments import command
-from experiments.command import BadInput
+from experiments.harness import command, plots
+from experiments.harness.study import Options, Progress, Study, verdict
 from rnn_jax import diagnostics
 from rnn_jax.gradients.deer import newton
 
-PROGRAM = "python -m experiments.chaos"
 Q_WARMUP = 100  # steps in which the tangent vectors find the direction that grows most
 TOLERANCE = 0.05  # per step, between an exponent and a slope over some hundred steps
 
 
+# fmt: off
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """The largest Lyapunov exponent of random networks, and what follows from it.
 
     Writes chaos.png and numbers.json.
@@ -52,20 +48,7 @@ class Config:
     sizes: tuple[int, ...] = (100, 400)
     """N, units of the autonomous networks; gradients are measured with the first of them."""
     gains: tuple[float, ...] = (
-        0.5,
-        0.7,
-        0.9,
-        1.0,
-        1.1,
-        1.2,
-        1.35,
-        1.5,
-        1.75,
-        2.0,
-        2.5,
-        3.0,
-        4.0,
-        5.0,
+        0.5, 0.7, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0
     )
     """g, the spectral radius of W as N grows."""
     seeds: int = 10
@@ -82,49 +65,20 @@ class Config:
     """T, the lengths that Newton's method solves; 1000 as well takes minutes."""
     newton_seeds: int = 4
     """Networks for each of these gains."""
-    seed: int = 0
-    """Seed of all that is random."""
-    run: Path | None = None
-    """Folder for figure and numbers; it must not exist. Default: runs/chaos, or the first of
-    runs/chaos-2, runs/chaos-3, ... that is free."""
-    quick: bool = False
-    """Fewer, smaller and shorter runs: half a minute; options given beside it still count."""
 
-    def __post_init__(self) -> None:
-        """Raises for what cannot be run."""
-        for name, smallest in (
-            ("sizes", 2),
-            ("newton_steps", 2),
-            ("gains", 0),
-            ("newton_gains", 0),
-        ):
-            values = getattr(self, name)
-            if not values or not all(math.isfinite(v) and v >= smallest and v > 0 for v in values):
-                raise BadInput(f"{name}: got {values}, expected numbers above {smallest}")
-        least = {
-            "seeds": 2,
-            "warmup": 0,
-            "steps": 2 * Q_WARMUP,
-            "newton_size": 2,
-            "newton_seeds": 1,
-        }
-        for name, smallest in least.items():
-            if (value := getattr(self, name)) < smallest:
-                raise BadInput(f"{name}: got {value}, expected at least {smallest}")
+    def check(self) -> None:
+        super().check()
+        command.some(self, "sizes", "gains", "newton_gains", "newton_steps")
+        command.above_zero(self, "gains", "newton_gains")
+        command.at_least(self, sizes=2, seeds=2, warmup=0, steps=2 * Q_WARMUP)
+        command.at_least(self, newton_size=2, newton_steps=2, newton_seeds=1)
 
 
 QUICK = Config(
-    sizes=(50,),
-    gains=(0.5, 0.9, 1.5, 3.0),
-    seeds=4,
-    warmup=100,
-    steps=300,
-    newton_gains=(0.5, 1.5, 3.0),
-    newton_size=16,
-    newton_steps=(50,),
-    newton_seeds=2,
-    quick=True,
+    quick=True, sizes=(50,), gains=(0.5, 0.9, 1.5, 3.0), seeds=4, warmup=100, steps=300,
+    newton_gains=(0.5, 1.5, 3.0), newton_size=16, newton_steps=(50,), newton_seeds=2,
 )
+# fmt: on
 
 
 def mean_field(gain: float, noise: float = 0.0) -> float:
@@ -208,33 +162,35 @@ def driven(config: Config, T: int, gain: jax.Array, key: jax.Array) -> Driven:
     return Driven(exponents[0], full.iterations, diagonal.iterations, error)
 
 
-def over(function: Any, gains: tuple[float, ...], seeds: int, seed: int, bar: Any) -> Any:
-    """``function(gain, key)``, all seeds at once: a pytree of arrays [gains, seeds]."""
-    run = jax.jit(jax.vmap(function, (None, 0)))
-    keys, results = jax.random.split(jax.random.key(seed), seeds), []
-    for gain in gains:
-        results.append(jax.tree.map(np.asarray, run(jnp.asarray(gain), keys)))
-        bar.update()
-    return jax.tree.map(lambda *a: np.stack(a), *results)
+def measure(config: Config, say: Progress) -> dict[str, Any]:
+    """All the numbers."""
+    say.expect(
+        (len(config.sizes) + 1) * len(config.gains)
+        + len(config.newton_steps) * len(config.newton_gains)
+    )
 
+    def over(function: Any, gains: tuple[float, ...], seeds: int, what: str) -> Any:
+        """``function(gain, key)``, all seeds at once: a pytree of arrays [gains, seeds]."""
+        run = jax.jit(jax.vmap(function, (None, 0)))
+        keys, results = jax.random.split(jax.random.key(config.seed), seeds), []
+        for gain in gains:
+            say(f"{what}, gain {gain:g}")
+            results.append(jax.tree.map(np.asarray, run(jnp.asarray(gain), keys)))
+        return jax.tree.map(lambda *a: np.stack(a), *results)
 
-def study(config: Config) -> dict[str, Any]:
-    """All the numbers, in float64."""
-    report: dict[str, Any] = {"config": asdict(config), "jax": jax.__version__}
-    report |= {"autonomous": {}, "driven": {}}
-    total = (len(config.sizes) + 1) * len(config.gains)
-    total += len(config.newton_steps) * len(config.newton_gains)
-    with jax.enable_x64(True), tqdm(total=total, unit="gain", dynamic_ncols=True) as bar:
-        given = config.gains, config.seeds, config.seed, bar
-        for N in config.sizes:
-            report["autonomous"][str(N)] = over(partial(exponent, config, N), *given)
-        report["slope"] = over(partial(slope, config, config.sizes[0]), *given)
-        given = config.newton_gains, config.newton_seeds, config.seed, bar
-        for T in config.newton_steps:
-            report["driven"][str(T)] = over(partial(driven, config, T), *given)._asdict()
-    report["theory"] = [mean_field(g) for g in config.gains]
-    report["theory driven"] = [mean_field(g, noise=1.0) for g in config.newton_gains]
-    return report
+    free, newtons = (config.gains, config.seeds), (config.newton_gains, config.newton_seeds)
+    return {
+        "autonomous": {
+            str(N): over(partial(exponent, config, N), *free, f"N = {N}") for N in config.sizes
+        },
+        "slope": over(partial(slope, config, config.sizes[0]), *free, "gradients"),
+        "driven": {
+            str(T): over(partial(driven, config, T), *newtons, f"T = {T}")._asdict()
+            for T in config.newton_steps
+        },
+        "theory": [mean_field(g) for g in config.gains],
+        "theory driven": [mean_field(g, noise=1.0) for g in config.newton_gains],
+    }
 
 
 def crossing(gains: tuple[float, ...], medians: np.ndarray) -> float:
@@ -296,77 +252,45 @@ def summary(report: dict[str, Any], config: Config) -> str:
         for gain, *row in zip(config.newton_gains, *rows, strict=True):
             lines.append("{:6.2f}{:10.3f}{:10.0f}{:10.0f}{:10.0e}".format(gain, *row))
     for text, holds in claims(report, config):
-        lines.append(f"{text}: {'reproduced' if holds else 'NOT reproduced'}")
+        lines.append(f"{text}: {verdict(holds)}")
     return "\n".join(lines)
 
 
-def plot(report: dict[str, Any], config: Config, path: Path) -> None:
+def draw(report: dict[str, Any], config: Config) -> Figure:
     """The exponent against the gain, the slope of the gradient and Newton's iterations."""
-    figure = Figure(figsize=(15, 4.8), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = plots.panels(1, 3, size=(15, 4.8))
     fine = np.linspace(min(config.gains), max(config.gains), 60)
     left.plot(fine, [mean_field(g) for g in fine], "k--", label=r"mean field, $N \to \infty$")
     for number, (N, exponents) in enumerate(report["autonomous"].items()):
-        low, mid, high = np.quantile(exponents, (0.25, 0.5, 0.75), axis=1)
-        left.fill_between(config.gains, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
-        left.plot(config.gains, mid, ".-", color=f"C{number}", label=f"N = {N}, median, quartiles")
+        plots.band(left, config.gains, exponents, f"N = {N}, median, quartiles", f"C{number}", ".-")
     left.axvline(1, color="gray", linewidth=0.8)
     left.axhline(0, color="gray", linewidth=0.8)
-    label(left, "Chaos begins above gain 1", "gain g", "largest Lyapunov exponent")
+    left.set(title="Chaos begins above gain 1", xlabel="gain g")
+    left.set_ylabel("largest Lyapunov exponent")
     exponents = report["autonomous"][str(config.sizes[0])]
     middle.axline((0, 0), slope=1, color="k", linestyle="--", label="equal")
-    drawn = middle.scatter(
-        exponents,
-        report["slope"],
-        s=14,
-        c=np.repeat(np.array(config.gains)[:, None], config.seeds, 1),
-    )
+    gains = np.repeat(np.array(config.gains)[:, None], config.seeds, 1)
+    drawn = middle.scatter(exponents, report["slope"], s=14, c=gains, label="a network")
     figure.colorbar(drawn, ax=middle, label="gain g")
-    title = f"The gradient grows as fast (N = {config.sizes[0]})"
-    label(
-        middle,
-        title,
-        "largest Lyapunov exponent",
-        r"slope of $\log\|\partial L/\partial h_t\|$, back",
-    )
+    middle.set(title=f"The gradient grows as fast (N = {config.sizes[0]})")
+    middle.set(xlabel="largest Lyapunov exponent")
+    middle.set_ylabel(r"slope of $\log\|\partial L/\partial h_t\|$, back")
     for number, (T, results) in enumerate(report["driven"].items()):
         for name, marker in (("full", "o"), ("diagonal", "x")):
-            right.plot(
-                results["exponent"].ravel(),
-                results[name].ravel(),
-                marker,
-                color=f"C{number}",
-                label=f"T = {T}, {name} Jacobian",
-            )
+            at, found = results["exponent"].ravel(), results[name].ravel()
+            label = f"T = {T}, {name} Jacobian"
+            right.plot(at, found, marker, color=f"C{number}", label=label)
     right.axvline(0, color="gray", linewidth=0.8)
-    right.set(yscale="log", ylim=(1, 6 * max(config.newton_steps)))
+    right.set(yscale="log", ylim=(1, 6 * max(config.newton_steps)), ylabel="iterations")
     right.yaxis.set_major_formatter("{x:g}")
-    title = f"Newton over time (driven, N = {config.newton_size})"
-    label(right, title, "largest Lyapunov exponent", "iterations")
-    figure.savefig(path, dpi=130)
+    right.set(title=f"Newton over time (driven, N = {config.newton_size})")
+    right.set(xlabel="largest Lyapunov exponent")
+    for axes, where in ((left, "lower right"), (middle, "lower right"), (right, "upper left")):
+        axes.legend(loc=where)
+    return figure
 
 
-def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title, axes, grid and legend."""
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right" if "Newton" not in title else "upper left", fontsize=8)
-
-
-def run(config: Config) -> None:
-    """Runs the study, writes chaos.png and numbers.json, and prints the summary."""
-    with command.new_folder("chaos", config.run) as folder:
-        report = study(config)
-        command.write_numbers(folder, report)
-        plot(report, config, folder / "chaos.png")
-    print(summary(report, config))
-    print(f"Written: {folder}/numbers.json, chaos.png")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
-    return command.exit_code(lambda: run(command.parse(Config, QUICK, PROGRAM, argv)))
-
+STUDY = Study("chaos", Config, QUICK, measure, summary, {"chaos.png": draw}, x64=True)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(STUDY.main())

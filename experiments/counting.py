@@ -29,8 +29,8 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 import rnn_jax
-from experiments import command
-from experiments.command import BadInput
+from experiments.harness import command
+from experiments.harness.command import BadInput
 
 PROGRAM = "python -m experiments.counting"
 Params = rnn_jax.ReadoutParams

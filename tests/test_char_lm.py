@@ -20,7 +20,7 @@ import rnn_jax
 from experiments.char_lm import data, folder, model, report, training
 from experiments.char_lm.__main__ import main, parse
 from experiments.char_lm.config import QUICK, QUICK_STEPS, Config
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 from rnn_jax.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command
+from experiments.harness import command
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 import rnn_jax
 from experiments import counting
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 TRUE_DW = [[0.5248, 0.3812], [-3.0819, -2.2384]]
 TRUE_DU = [[-1.7682, 5.1988], [0.0, 0.0], [0.0, 0.0]]

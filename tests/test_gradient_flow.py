@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import rnn_jax
-from experiments import command
 from experiments.gradient_flow import __main__ as program
 from experiments.gradient_flow import clipping, flow
 from experiments.gradient_flow.config import Config
+from experiments.harness import command
 
 SMALL = Config(steps=12, hidden=5, seeds=3, scales=3)
 

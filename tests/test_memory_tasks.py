@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import rnn_jax as rnn
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 from experiments.memory_tasks import __main__ as command
 from experiments.memory_tasks import lstm_1997, models, report, search
 from experiments.memory_tasks.config import Config, resolve

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from experiments import command
 from experiments.bench import measure, report
 from experiments.bench.case import Case
 from experiments.bench.config import QUICK, Config, cases
 from experiments.bench.entry import Peer
 from experiments.bench.peers import GPU_PEERS, OURS, PEERS, PLANS
+from experiments.harness import command
 
 _PROGRAM = "python -m experiments.bench"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.bench.case import Case
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 Work = Literal["forward", "gradient", "training"]
 CellName = Literal["elman", "lstm", "gru", "gru_reset_after"]

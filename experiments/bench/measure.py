@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.bench.case import Case, Problem, make
 from experiments.bench.entry import Entry, Peer
-from experiments.command import Failed
+from experiments.harness.command import Failed
 
 SAMPLE = 0.02  # seconds; faster programs run several times
 PAUSE = 0.005  # before a sample: the threads of another library go on waiting for work

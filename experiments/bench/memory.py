@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import rnn_jax
-from experiments import command
 from experiments.bench import measure, report
 from experiments.bench.config import CellName
 from experiments.bench.entry import Entry, Program
 from experiments.bench.scaling import slope
+from experiments.harness import command
 
 _PROGRAM = "python -m experiments.bench.memory"
 PLAIN = "all steps, plain scan"

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
-from experiments import command
 from experiments.bench import measure, report
 from experiments.bench.case import Case
 from experiments.bench.config import CellName
 from experiments.bench.peers import OURS, linen, ours, pytorch, scan
+from experiments.harness import command
 
 _PROGRAM = "python -m experiments.bench.scaling"
 PEERS = (scan.PEER, linen.PEER, pytorch.PEER, ours.TWO_DEVICES)

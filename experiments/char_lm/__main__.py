@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments import command
 from experiments.char_lm import folder, generating, training
 from experiments.char_lm.config import QUICK, Config
+from experiments.harness import command
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rnn_jax
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.char_lm.config import Config
 from experiments.char_lm.model import CONTEXT
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 from rnn_jax.tasks.text import Vocabulary, read_text, standard_library_text
 
 

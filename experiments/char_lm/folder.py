@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from experiments.char_lm.config import Config, from_json, to_json
 from experiments.char_lm.data import Data
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 from rnn_jax.tasks.text import Vocabulary
 
 RUNS = Path("runs/char_lm")

@@ -14,7 +14,7 @@ import tyro
 import rnn_jax
 from experiments.char_lm import folder, model
 from experiments.char_lm.config import Config, flag
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 from rnn_jax import generate
 from rnn_jax.checkpoint import Checkpoints
 from rnn_jax.tasks.text import Vocabulary

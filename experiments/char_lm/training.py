@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from experiments.char_lm import config as options
 from experiments.char_lm import data, folder, generating, model, report
 from experiments.char_lm.config import Config
-from experiments.command import BadInput, Failed
+from experiments.harness.command import BadInput, Failed
 from rnn_jax import train
 from rnn_jax.checkpoint import Checkpoints
 

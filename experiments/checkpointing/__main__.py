@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import command
 from experiments.bench import report
 from experiments.bench.memory import PLAIN
 from experiments.bench.scaling import slope
 from experiments.checkpointing import figures, measuring, programme
 from experiments.checkpointing.config import QUICK, Config, check
 from experiments.checkpointing.measuring import FORWARD, SAVED, TIME, Row
+from experiments.harness import command
 
 _PROGRAM = "python -m experiments.checkpointing"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.bench.config import CellName
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 
 @dataclass(frozen=True)

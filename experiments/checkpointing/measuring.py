@@ -13,7 +13,7 @@ from experiments.bench import measure, memory
 from experiments.bench.entry import Entry, Program
 from experiments.bench.memory import PLAIN
 from experiments.checkpointing.config import Config
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 SAVED, TIME = 0.95, 4 / 3  # published
 DEFAULT, FORWARD = "all steps", "forward alone"

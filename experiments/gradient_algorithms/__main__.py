@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from experiments import command
 from experiments.gradient_algorithms import (
     balancing,
     bias,
@@ -21,6 +20,7 @@ from experiments.gradient_algorithms import (
     variance,
 )
 from experiments.gradient_algorithms.config import PARTS, QUICK, Config
+from experiments.harness import command
 
 PROGRAM = "python -m experiments.gradient_algorithms"
 STUDIES: dict[str, tuple[Callable[..., Any], bool]] = {  # and whether in float64

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 from rnn_jax.gradients import REGISTER
 
 Part = Literal["balancing", "exactness", "variance", "stream", "sweep", "cost", "bias"]

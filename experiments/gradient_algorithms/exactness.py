@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnn_jax
-from experiments.command import BadInput
 from experiments.gradient_algorithms.config import Config
 from experiments.gradient_algorithms.nets import cosine, flat, loss, relative
+from experiments.harness.command import BadInput
 from rnn_jax import gradients
 
 D, H, T = 2, 3, 6

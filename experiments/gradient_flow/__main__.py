@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import command
 from experiments.gradient_flow import clipping, figures, flow
 from experiments.gradient_flow.config import QUICK, Config
+from experiments.harness import command
 
 PROGRAM = "python -m experiments.gradient_flow"
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 
 @dataclass(frozen=True)

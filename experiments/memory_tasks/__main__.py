@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import jax
 
-from experiments import command
+from experiments.harness import command
 from experiments.memory_tasks import lstm_1997, report, success, temporal_order
 from experiments.memory_tasks.config import Config, resolve
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.command import BadInput
+from experiments.harness.command import BadInput
 
 TaskName = Literal["temporal_order", "adding", "copying", "latching", "parity", "anbn"]
 Cells = Literal["tanh", "irnn", "lstm", "gru"]

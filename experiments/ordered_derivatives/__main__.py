@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import command
 from experiments.bench import report
+from experiments.harness import command
 from experiments.ordered_derivatives import figures, lags, market, ordered, plant
 from experiments.ordered_derivatives.config import QUICK, Config, check
 

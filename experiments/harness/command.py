@@ -59,6 +59,58 @@ def exit_code(run: Callable[[], None]) -> int:
     return 0
 
 
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def require(options: Any, name: str, holds: bool, expected: str) -> None:
+    """Raises BadInput, with what was got, unless a condition on one option holds."""
+    if not holds:
+        raise BadInput(f"{flag(name)}: got {getattr(options, name)}, expected {expected}")
+
+
+def at_least(options: Any, **least: float) -> None:
+    """Raises BadInput for an option, or an entry of one, that is too small or not finite."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        for v in value if isinstance(value, tuple) else (value,):
+            if not smallest <= v < math.inf:
+                what = (
+                    "an integer" if isinstance(smallest, int) and isinstance(v, int) else "a number"
+                )
+                raise BadInput(f"{flag(name)}: got {v}, expected {what} of at least {smallest:g}")
+
+
+def above_zero(options: Any, *names: str) -> None:
+    """Raises BadInput for an option, or an entry of one, that is not a number above 0."""
+    for name in names:
+        value = getattr(options, name)
+        for v in value if isinstance(value, tuple) else (value,):
+            if not 0 < v < math.inf:
+                raise BadInput(f"{flag(name)}: got {v}, expected a number above 0")
+
+
+def some(options: Any, *names: str) -> None:
+    """Raises BadInput for an option of several values that has none."""
+    for name in names:
+        require(options, name, len(getattr(options, name)) > 0, "at least one")
+
+
+def rates(options: Any, *names: str) -> None:
+    """Raises BadInput for an option that is no rate of dropping."""
+    for name in names:
+        require(options, name, 0 <= getattr(options, name) < 1, "a rate with 0 <= rate < 1")
+
+
+def duration(seconds: float) -> str:
+    """For people: 41 s, 3 min 32 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 @contextlib.contextmanager
 def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     """Makes the folder of a run; where the run fails before it has written, it goes again.
