@@ -83,7 +83,7 @@ class Checkpoints:
         known = [saved for saved in self._saved if saved.loss is not None]
         return min(known, key=lambda saved: (saved.loss, saved.number), default=None)
 
-    def save(self, train_state: TrainState, loss: Any = None) -> Saved:
+    def save(self, train_state: TrainState, loss: Any = None, position: Any = None) -> Saved:
         """Saves `train_state`; then deletes every checkpoint that is neither the last nor the best.
 
         Args:
@@ -101,7 +101,10 @@ class Checkpoints:
         self._remove_leftovers()
         arrays, leaves = _pack(train_state)
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
-        number, step = (self.last.number if self.last else 0) + 1, int(train_state.step)
+        number, step = (
+            (self.last.number if self.last else 0) + 1,
+            int(np.ravel(train_state.step)[0]),
+        )
         saving = self.folder / f"{number:06d}-step-{step}{_SAVING}"
         try:
             saving.mkdir()
@@ -138,6 +141,7 @@ class Checkpoints:
         saved = self._pick(which)
         about = {entry["path"]: entry for entry in _read_about(saved.path)["arrays"]}
         leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+        about = {p: e for p, e in about.items() if p in leaves}
         _check_alike(saved.path, about, leaves)
         _check_files(saved.path)
         arrays = self._orbax.restore(saved.path / "arrays", args=ocp.args.PyTreeRestore())

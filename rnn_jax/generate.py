@@ -1,6 +1,7 @@
 """Generation: what a cell predicts is sampled and fed back as its next input."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ def sample(
       token: [] int, the last token of the prompt.
       length: the number of tokens to write, at least 0.
       key: typed PRNG key.
-      temperature: [] float > 0, may be traced: below 1 bolder, above 1 more varied. Its limit at
+      temperature: [] float > 0, may be traced: below 1 safer, above 1 more varied. Its limit at
         0 is `greedy`.
       top_k, top_p: as in `filter_logits`.
 
@@ -95,6 +96,68 @@ def greedy(
     """
     steps = jnp.zeros(_length(length))
     return _write(cell, params, state, token, steps, lambda logits, _: jnp.argmax(logits))
+
+
+def stream(
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    token: Any,
+    key: Key,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Iterator[Array]:
+    """Writes without end, one token at a time, for a reader who does not want to wait.
+
+    The step is compiled once for each cell, so a short text begins as a longer one would. Take as
+    many as you want: ``itertools.islice(stream(...), 100)``.
+
+    Args:
+      cell, params, state, token, key, top_k, top_p: as in `sample`.
+      temperature: float >= 0; 0 takes the most likely token each time, as `greedy` does.
+
+    Yields:
+      [] int32, the next token.
+
+    Raises:
+      ValueError: an option is out of range, when the first token is asked for.
+
+    Example:
+      >>> import itertools
+      >>> successor = Cell(
+      ...     init=lambda key: (),
+      ...     init_state=lambda params: (),
+      ...     project=lambda params, token: 20.0 * jax.nn.one_hot((token + 1) % 5, 5),
+      ...     step=lambda params, state, z: (state, z),
+      ... )
+      >>> tokens = stream(successor, (), None, 2, jax.random.key(0))
+      >>> print([int(token) for token in itertools.islice(tokens, 6)])
+      [3, 4, 0, 1, 2, 3]
+    """
+    write = _compiled(cell, temperature == 0, top_k, top_p)
+    state = cell.init_state(params) if state is None else state
+    token, warmth = jnp.asarray(token, jnp.int32), jnp.float32(temperature)
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: got {temperature}, expected a number of at least 0")
+    while True:
+        key, now = jax.random.split(key)
+        state, token = write(params, state, token, now, warmth)
+        yield token
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(cell: Cell, most_likely: bool, top_k: int | None, top_p: float | None) -> Any:
+    def write(params: Params, state: State, token: Array, key: Key, temperature: Array) -> Any:
+        if most_likely:
+            state, tokens = greedy(cell, params, state, token, 1)
+        else:
+            options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+            state, tokens = sample(cell, params, state, token, 1, key, **options)
+        return state, tokens[0]
+
+    return jax.jit(write)
 
 
 def filter_logits(logits: Array, *, top_k: int | None = None, top_p: float | None = None) -> Array:

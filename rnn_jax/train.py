@@ -1,10 +1,12 @@
 """Training: a jitted update, many of them in a dispatch, and the loop on the host."""
 
 import contextlib
+import inspect
+import itertools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,8 +17,10 @@ import optax
 
 from rnn_jax import _checks
 from rnn_jax._types import Array, Key, Params, State
+from rnn_jax.gradients._types import ValueAndGrad
 
 Loss: TypeAlias = Callable[[Params, State, Any, Key], tuple[Array, State]]
+_BatchGradient: TypeAlias = Callable[[Params, State, Any, Key], tuple[tuple[Array, State], Params]]
 Hook: TypeAlias = Callable[["TrainState"], Any]
 
 
@@ -33,11 +37,21 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one update reports; a run of n updates reports arrays of n."""
+    """What one update reports; a run of n updates reports arrays of n.
+
+    Those of K nets side by side are [K, n].
+    """
 
     loss: Array  # f32 [n], before the update
     grad_norm: Array  # f32 [n], global norm of the gradient, before any clipping
     skipped: Array  # bool [n]
+
+
+class Gradient(NamedTuple):
+    """A gradient of your own for `make_train`, in the place of a loss."""
+
+    # (params, carry, batch, key) -> ((mean loss, new carry), gradient of the mean loss)
+    value_and_grad: _BatchGradient
 
 
 class Diverged(RuntimeError):
@@ -61,10 +75,12 @@ class Run:
     Attributes:
       steps_per_call: updates in a call, unless the call asks for fewer.
       compiled: the jitted function, ``(train_state, data, steps) -> (train_state, metrics)``.
+      takes_batches: the data of a call are its batches, stacked: `make_train` had no `batch_at`.
     """
 
     steps_per_call: int
     compiled: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]] = field(repr=False)
+    takes_batches: bool = False
 
     def __call__(
         self, train_state: TrainState, data: Any, steps: int | None = None
@@ -81,7 +97,7 @@ class Run:
             )
         train_state, metrics = self.compiled(train_state, data, np.int32(steps))
         if steps < self.steps_per_call:
-            metrics = Metrics(*(rows[:steps] for rows in metrics))
+            metrics = Metrics(*(rows[..., :steps] for rows in metrics))
         return train_state, metrics
 
 
@@ -107,9 +123,14 @@ def init(
     return jax.tree.map(_own, TrainState(zero, params, opt_state, carry, key, zero, zero))
 
 
+def step_of(train_state: TrainState) -> int:
+    """Updates tried so far; those of nets side by side are the same for all."""
+    return int(np.ravel(train_state.step)[0])
+
+
 def make_train(
-    loss: Loss,
-    batch_at: Callable[[Any, Array], Any],
+    loss: Loss | ValueAndGrad | Gradient,
+    batch_at: Callable[[Any, Array], Any] | None,
     optimizer: optax.GradientTransformation,
     *,
     steps_per_call: int = 1,
@@ -120,14 +141,20 @@ def make_train(
     ``batch_at(data, s)``, its key is ``fold_in(key, s)``. How the steps are cut into calls changes
     no bit of the result. No gradient flows through the carry: this is truncated BPTT.
 
+    Any gradient algorithm may take the place of the loss, such as ``gradients.snap(cell, loss,
+    n=1)``. A batch is then ``(xs, targets)``, ``(xs, targets, mask)`` or ``(xs, targets, mask,
+    reset)``, each with a leading axis B, the carry is the states of its B sequences (or None, if
+    each sequence starts anew), and what is reported and descended is the mean over all valid steps.
+
     An update is skipped if the loss, the norm of the gradient, or anything in the new params or the
     new carry that was finite is not finite any more: params, optimizer and carry stay as they were,
     it is counted, and the step number goes on to the next batch.
 
     Args:
       loss: ``(params, carry, batch, key) -> (mean loss, new carry)``; a scalar, and a pytree like
-        `carry`.
-      batch_at: ``(data, step) -> batch``, pure, traced inside jit.
+        `carry`. Or what a function of `rnn_jax.gradients` returns. Or a `Gradient` of your own.
+      batch_at: ``(data, step) -> batch``, pure, traced inside jit. None, if `fit` is to take the
+        batches from an iterator on the host.
       optimizer: the one that `init` was given. Those that want the loss or the function itself
         (plateau schedules, line searches) get ``value``, ``grad`` and ``value_fn``.
       steps_per_call: many save the overhead of dispatch, few answer a signal sooner.
@@ -156,12 +183,11 @@ def make_train(
       ['1.00', '5.76', '1.08'] 2.00
     """
     steps_per_call = _checks.positive_int("steps_per_call", steps_per_call)
-    grad = jax.value_and_grad(loss, has_aux=True)
+    grad = _gradient_of(loss)
     transform = optax.with_extra_args_support(optimizer)
 
-    def update(old: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+    def update(old: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(old.key, old.step)
-        batch = batch_at(data, old.step)
         (value, carry), grads = grad(old.params, old.carry, batch, key)
         carry = jax.tree.map(jnp.asarray, carry)
         _checks.same_shapes("carry", carry, old.carry, _CARRY_HINT, dtypes=True)
@@ -172,7 +198,7 @@ def make_train(
                 old.params,
                 value=value,
                 grad=grads,
-                value_fn=lambda params: loss(params, old.carry, batch, key)[0],
+                value_fn=lambda params: grad(params, old.carry, batch, key)[0][0],
             )
             params = optax.apply_updates(old.params, updates)
             norm = _global_norm(grads)
@@ -194,14 +220,51 @@ def make_train(
     # one in another way: one executable, and the same bits, for chunks of any length.
     def run(state: TrainState, data: Any, steps: Array) -> tuple[TrainState, Metrics]:
         def body(i: Array, loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, row = update(loop[0], data)
+            state = loop[0]
+            batch = (
+                jax.tree.map(lambda batches: batches[i], data)
+                if batch_at is None
+                else batch_at(data, state.step)
+            )
+            state, row = update(state, batch)
             return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), loop[1], row)
 
         dtypes = Metrics(jnp.float32, jnp.float32, jnp.bool_)
         empty = jax.tree.map(lambda dtype: jnp.zeros(steps_per_call, dtype), dtypes)
         return jax.lax.fori_loop(0, steps, body, (state, empty))
 
-    return Run(steps_per_call, jax.jit(run, donate_argnums=0))
+    return Run(steps_per_call, jax.jit(run, donate_argnums=0), batch_at is None)
+
+
+def side_by_side(run: Run, data_axes: Any = None) -> Run:
+    """The same updates for K nets at once, in one compiled call: seeds, folds, settings.
+
+    Every leaf of the train state has a leading axis K, as ``jax.vmap(lambda key: init(...))(keys)``
+    makes it; `fit`, `step_of` and `Checkpoints` take it as it is. Each net has the numbers that it
+    would have alone, but for the rounding of products of other shapes.
+
+    Args:
+      run: from `make_train`.
+      data_axes: as `in_axes` of `jax.vmap`, for the data: None if all nets read the same; 0, or a
+        pytree of 0 and None, where each net reads its own, as the folds of a cross-validation do.
+
+    Returns:
+      A `Run` whose metrics are [K, n].
+
+    Example:
+      >>> def loss(params, carry, batch, key):
+      ...     return (params - batch) ** 2, carry
+      >>> optimizer = optax.sgd(0.5)
+      >>> one = make_train(loss, lambda data, step: data, optimizer, steps_per_call=3)
+      >>> run = side_by_side(one, data_axes=0)
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> state = jax.vmap(lambda key: init(jnp.zeros(()), None, optimizer, key))(keys)
+      >>> state, metrics = run(state, jnp.array([1.0, 2.0]))
+      >>> print(state.params, metrics.loss.shape, step_of(state))
+      [1. 2.] (2, 3) 3
+    """
+    many = jax.vmap(run.compiled, in_axes=(0, data_axes, None))
+    return replace(run, compiled=jax.jit(many, donate_argnums=0))
 
 
 def fit(
@@ -222,7 +285,10 @@ def fit(
     Args:
       run: from `make_train`.
       train_state: from `init` or a checkpoint. It is donated: use the one that comes back.
-      data: what `batch_at` reads.
+      data: what `batch_at` reads. For a run without `batch_at`, an iterator of batches, pytrees of
+        arrays of the same shapes: one is taken for each update, and when a hook is called, those of
+        all updates so far and no others, so that its position can be saved with the train state.
+        Training ends where the iterator does.
       steps: the step number to reach, counted from the first update ever: the same call resumes.
       every: pairs ``(k, hook)``: ``hook(train_state)`` is called after each step that is a
         multiple of k. It may read the state (evaluate, save, sample), not keep it: the next chunk
@@ -238,7 +304,8 @@ def fit(
       The train state; its `step` is less than `steps` if `stop` or `deadline` ended the training.
 
     Raises:
-      Diverged: too many updates in a row were skipped.
+      Diverged: too many updates in a row were skipped; of nets side by side, those of each.
+      TypeError: the run takes batches, and `data` is no iterator.
 
     Example:
       Save at every 100th step and at the end, which Ctrl-C may bring about earlier::
@@ -251,7 +318,12 @@ def fit(
         _checks.positive_int("every", k)
     limit = _checks.positive_int("max_skipped_in_row", max_skipped_in_row)
     in_flight = _checks.positive_int("in_flight", in_flight)
-    step, in_row = int(train_state.step), int(train_state.skipped_in_row)
+    if run.takes_batches and not isinstance(data, Iterator):
+        raise TypeError(
+            f"data: got {type(data).__name__}, expected an iterator of batches, since make_train "
+            "was given no batch_at"
+        )
+    step, in_row = step_of(train_state), np.asarray(train_state.skipped_in_row)
     pending: deque[tuple[int, Metrics]] = deque()
 
     def report(leave: int) -> None:
@@ -261,16 +333,22 @@ def fit(
             metrics = jax.device_get(metrics)
             if on_metrics is not None:
                 on_metrics(first, metrics)
-            for i, skipped in enumerate(metrics.skipped):
-                in_row = in_row + 1 if skipped else 0
-                if in_row >= limit:
-                    raise _diverged(first + i, in_row, metrics, i, train_state)
+            for i, skipped in enumerate(np.moveaxis(metrics.skipped, -1, 0)):
+                in_row = np.where(skipped, in_row + 1, 0)
+                if in_row.min() >= limit:
+                    raise _diverged(first + i, int(in_row.min()), metrics, i, train_state)
 
     while step < steps:
         if (stop is not None and stop()) or (deadline is not None and monotonic() >= deadline):
             break
         chunk = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
-        train_state, metrics = run(train_state, data, chunk)
+        given = data
+        if run.takes_batches:
+            batches = list(itertools.islice(data, chunk))
+            if not batches:
+                break
+            chunk, given = len(batches), _stacked(batches, run.steps_per_call)
+        train_state, metrics = run(train_state, given, chunk)
         pending.append((step, metrics))
         step += chunk
         hooks = [hook for k, hook in every if step % k == 0]
@@ -325,6 +403,47 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
+def _gradient_of(loss: Any) -> _BatchGradient:
+    if isinstance(loss, Gradient):
+        return loss.value_and_grad
+    try:
+        key = inspect.signature(loss).parameters.get("key")
+    except (TypeError, ValueError):  # a callable that Python cannot look into
+        key = None
+    if key is not None and key.kind is key.KEYWORD_ONLY:
+        return _over_batch(loss)
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+def _over_batch(algorithm: ValueAndGrad) -> _BatchGradient:
+    """From the sum over one sequence to the mean over the valid steps of a batch."""
+
+    def value_and_grad(params: Params, carry: State, batch: Any, key: Key) -> Any:
+        xs, targets, *flags = batch
+        named = dict(zip(("mask", "reset"), flags, strict=False))
+        B, T = jax.tree.leaves(xs)[0].shape[:2]
+
+        def one(state: State, xs: Any, targets: Any, named: Any, key: Key) -> Any:
+            return algorithm(params, state, xs, targets, **named, key=key)
+
+        keys = jax.random.split(key, B)
+        (totals, carries), grads = jax.vmap(one)(carry, xs, targets, named, keys)
+        mask = named.get("mask")
+        steps = jnp.int32(B * T) if mask is None else jnp.sum(mask, dtype=jnp.int32)
+        mean, grads = jax.tree.map(
+            lambda a: a.sum(axis=0) / jnp.maximum(steps, 1).astype(a.dtype), (totals, grads)
+        )
+        return (mean, None if carry is None else carries), grads
+
+    return value_and_grad
+
+
+def _stacked(batches: list[Any], length: int) -> Any:
+    """One array for each leaf; the last batch fills up, so that every call has the same shapes."""
+    batches = batches + batches[-1:] * (length - len(batches))
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
+
+
 _CARRY_HINT = (
     "The loss returns (mean loss, new carry), and the new carry replaces the old one: same "
     "structure, shapes and dtypes."
@@ -366,10 +485,11 @@ def _diverged(
     step: int, in_row: int, metrics: Metrics, row: int, train_state: TrainState
 ) -> Diverged:
     first = step - in_row + 1
+    loss, norm = metrics.loss[..., row], metrics.grad_norm[..., row]
     return Diverged(
         f"step {first}: from this one on, {in_row} updates in a row were skipped because the loss "
-        f"or the gradient was not finite (at step {step}: loss {metrics.loss[row]}, gradient norm "
-        f"{metrics.grad_norm[row]}). The parameters are those from before step {first}. Try a "
+        f"or the gradient was not finite (at step {step}: loss {loss}, gradient norm {norm}). "
+        f"The parameters are those from before step {first}. Try a "
         "lower learning rate, a warm-up, or optax.clip_by_global_norm before the optimizer; look "
         f"at the data of step {first}; or go on from an earlier checkpoint.",
         first,

@@ -1,6 +1,8 @@
 """What the commands share: options, exit codes, and the folder and the numbers of a run."""
 
 import contextlib
+import inspect
+import io
 import json
 import math
 import os
@@ -26,12 +28,38 @@ class Failed(Exception):
 
 
 def options(
-    config: type[Options], program: str, argv: Sequence[str], default: Options | None = None
+    config: type[Options],
+    program: str,
+    argv: Sequence[str],
+    default: Options | None = None,
+    more: str = "",
 ) -> Options:
-    """The options of a command line, a dataclass; a flag has no --no- twin."""
+    """The options of a command line, a dataclass; a flag has no --no- twin.
+
+    `more` is added to the description that --help shows. Raises BadInput for what cannot be read.
+    """
     start: dict[str, Any] = {} if default is None else {"default": default}
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(config, args=argv, prog=program, config=flags, **start)
+    if more:
+        start["description"] = f"{inspect.cleandoc(config.__doc__ or '')}\n\n{more}"
+    flags, box = (tyro.conf.FlagCreatePairsOff,), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(config, args=argv, prog=program, config=flags, **start)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise BadInput(_one_line(box.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro draws as a box of several lines, in the characters of the screen."""
+    parts = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
+    parts = [part for part in parts if part]
+    end = next((i for i, part in enumerate(parts) if set(part) <= set("─-")), len(parts))
+    text = " ".join(parts[:end])
+    if parts[end + 1 : end + 2] == ["Perhaps you meant:"]:
+        text += f". Perhaps you meant {parts[end + 2].split()[0]}"
+    return f"{text.rstrip('.')}. See --help" if text else " ".join(box.split())
 
 
 def parse(config: type[Options], quick: Options, program: str, argv: Sequence[str]) -> Options:
@@ -44,6 +72,9 @@ def parse(config: type[Options], quick: Options, program: str, argv: Sequence[st
 
 def exit_code(run: Callable[[], None]) -> int:
     """Runs a command: 0 done, 1 failed, 2 for bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a screen without a character shows another
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         run()
     except BadInput as error:
@@ -71,22 +102,25 @@ def require(options: Any, name: str, holds: bool, expected: str) -> None:
 
 
 def at_least(options: Any, **least: float) -> None:
-    """Raises BadInput for an option, or an entry of one, that is too small or not finite."""
+    """Raises BadInput for an option, or an entry of one, that is too small or not finite.
+
+    An option that is None is not given.
+    """
     for name, smallest in least.items():
-        value = getattr(options, name)
-        for v in value if isinstance(value, tuple) else (value,):
+        for v in _entries(options, name):
             if not smallest <= v < math.inf:
-                what = (
-                    "an integer" if isinstance(smallest, int) and isinstance(v, int) else "a number"
-                )
-                raise BadInput(f"{flag(name)}: got {v}, expected {what} of at least {smallest:g}")
+                raise BadInput(f"{flag(name)}: got {v}, expected at least {smallest:g}")
+
+
+def _entries(options: Any, name: str) -> tuple:
+    value = getattr(options, name)
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def above_zero(options: Any, *names: str) -> None:
     """Raises BadInput for an option, or an entry of one, that is not a number above 0."""
     for name in names:
-        value = getattr(options, name)
-        for v in value if isinstance(value, tuple) else (value,):
+        for v in _entries(options, name):
             if not 0 < v < math.inf:
                 raise BadInput(f"{flag(name)}: got {v}, expected a number above 0")
 
@@ -103,12 +137,36 @@ def rates(options: Any, *names: str) -> None:
         require(options, name, 0 <= getattr(options, name) < 1, "a rate with 0 <= rate < 1")
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error, without the notes that JAX adds to it."""
+    return " ".join(str(error).split("\n-----")[0].split())
+
+
 def duration(seconds: float) -> str:
     """For people: 41 s, 3 min 32 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_new(run: Path | None) -> None:
+    """Refuses a folder that exists, before anything is computed."""
+    if run is not None and run.exists():
+        raise BadInput(f"--run: {run} exists and is not overwritten; name another")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Prints at once; where nobody reads any more, as behind `| head`, the work goes on."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -129,8 +187,7 @@ def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     if folder is None:
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
         folder = next(path for n in names if not (path := Path("runs") / n).exists())
-    if folder.exists():
-        raise BadInput(f"--run: {folder} exists and is not overwritten; name another")
+    check_new(folder)
     try:
         folder.mkdir(parents=True)
     except OSError as error:

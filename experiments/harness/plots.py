@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+LN2 = float(np.log(2))
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
@@ -60,3 +61,43 @@ def matrix(
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
     return drawn
+
+
+def loss_curve(rows: list[dict[str, Any]], title: str, unit: str) -> Figure:
+    """Training and validation loss over the updates, with the range of nets side by side."""
+    figure, axes = panels()
+    chunks = [row for row in rows if row.get("loss") is not None]
+    scored = [row for row in rows if "validation_loss" in row]
+    steps, losses = ([row[key] for row in chunks] for key in ("step", "loss"))
+    axes.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8, label="training, each report")
+    for key, color, name in (
+        ("training_loss", "C0", "training, mean since the last score"),
+        ("validation_loss", "C1", "validation"),
+    ):
+        pairs = [(row["step"], row[key]) for row in scored if row[key] is not None]
+        if pairs:
+            best = min(value for _, value in pairs)
+            text = f"{name} (best {best:.4f})" if key == "validation_loss" else name
+            axes.plot(*zip(*pairs, strict=True), "o-", color=color, markersize=4, label=text)
+    many = [row for row in scored if "nets" in row]
+    if many:
+        each = np.array([[net["loss"] for net in row["nets"]] for row in many])
+        at, low, high = [row["step"] for row in many], each.min(axis=1), each.max(axis=1)
+        label = f"range of {each.shape[1]} nets"
+        axes.fill_between(at, low, high, color="C1", alpha=0.2, linewidth=0, label=label)
+    late = [
+        value
+        for row in chunks + scored
+        if row["step"] >= 0.05 * rows[-1]["step"]
+        for key in ("loss", "training_loss", "validation_loss")
+        if (value := row.get(key)) is not None and np.isfinite(value)
+    ]
+    if late and max(late) > min(late):  # the steep beginning would flatten the rest
+        margin = 0.05 * (max(late) - min(late))
+        axes.set_ylim(min(late) - margin, max(late) + margin)
+    axes.set(xlabel="updates", ylabel=f"loss, {unit}" if unit else "loss", title=title)
+    if unit.startswith("nats"):
+        bits = axes.secondary_yaxis("right", functions=(lambda x: x / LN2, lambda x: x * LN2))
+        bits.set_ylabel(unit.replace("nats", "bits", 1))
+    axes.legend(loc="upper right")  # "best" is slow, and warns when it is
+    return figure

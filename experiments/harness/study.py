@@ -96,8 +96,8 @@ class Study(NamedTuple):
             about = {"config": dataclasses.asdict(config), "jax": jax.__version__}
             command.write_numbers(folder, about | {"seconds": seconds} | numbers)
             written = ["numbers.json", *write_files(folder, self.files, numbers, config)]
-        print(self.text(numbers, config))
-        print(f"\n{command.duration(seconds)}. Written: {folder}/{', '.join(written)}")
+        command.say(self.text(numbers, config))
+        command.say(f"\n{command.duration(seconds)}. Written: {folder}/{', '.join(written)}")
 
 
 @contextlib.contextmanager

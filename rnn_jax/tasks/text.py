@@ -188,6 +188,49 @@ def streams(tokens: Array, step: Any, *, batch: int, window: int) -> tuple[Array
     return window_tokens[:-1], window_tokens[1:]
 
 
+def scored_streams(
+    tokens: Any, context: int, *, batch: int, window: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows in which a language model is scored on every token behind a context, once each.
+
+    The tokens behind the context are dealt out to `batch` streams, contiguous parts of equal
+    length. A stream reads `context` tokens before its part, and its state is carried through all
+    its windows, so that every token is predicted from at least so many before it.
+
+    Args:
+      tokens: [C + n] int.
+      context: C, at least 1.
+      batch: B, the number of streams; at most n are used.
+      window: W, the number of steps between two borders, at which the state is handed on.
+
+    Returns:
+      ``(inputs, targets, scored)``, each [windows, W, B]: int32, int32, bool. Time stands before
+      the streams, as in `streams`.
+
+    Raises:
+      ValueError: a size is not positive, or there is no token behind the context.
+
+    Example:
+      >>> inputs, targets, scored = scored_streams(np.arange(7), 2, batch=2, window=4)
+      >>> for stream in range(2):
+      ...     print(inputs[0, :, stream], targets[0, :, stream][scored[0, :, stream]])
+      [0 1 2 3] [2 3 4]
+      [3 4 5 6] [5 6]
+    """
+    C = _checks.positive_int("context", context)
+    W = _checks.positive_int("window", window)
+    tokens = np.asarray(tokens, np.int32)
+    n = len(tokens) - C
+    if n < 1:
+        raise ValueError(f"tokens: got {len(tokens)}, expected more than the context, {C}")
+    B = min(_checks.positive_int("batch", batch), n)
+    S = -(-n // B)  # tokens that a stream scores
+    t = np.arange(-(-(C + S - 1) // W) * W).reshape(-1, W, 1)
+    at = t + np.arange(B) * S
+    scored = (t + 1 >= C) & (t + 1 < C + S) & (at + 1 < C + n)
+    return tokens[np.minimum(at, C + n - 1)], tokens[np.minimum(at + 1, C + n - 1)], scored
+
+
 def pad(sequences: Iterable[Sequence[int]], length: int | None = None) -> tuple[Array, Array]:
     """Sequences of tokens as one padded batch.
 

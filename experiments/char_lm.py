@@ -1,0 +1,286 @@
+"""A character language model, trained by truncated backpropagation through time.
+
+    python -m experiments.char_lm                            # on Python's standard library
+    python -m experiments.char_lm --data FILE_OR_FOLDER
+    python -m experiments.char_lm generate RUN --prompt "def "
+
+The text is cut into contiguous streams, one for each row of the batch. Every update reads the next
+window of each stream; the hidden state is carried from window to window for ever, and the gradient
+stops at the border of the window. Any other gradient algorithm of the library can take its place:
+--gradient snap.
+"""
+
+import functools
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import rnn_jax
+from experiments.harness import command
+from experiments.harness.application import Application, Data, Model, Options, Report, Trained, Use
+from experiments.harness.command import BadInput
+from rnn_jax import generate, gradients
+from rnn_jax.tasks.text import (
+    Vocabulary,
+    read_text,
+    scored_streams,
+    standard_library_text,
+    streams,
+)
+
+CONTEXT, STREAMS = 256, 32  # characters read before one is scored; streams of the held-out text
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Trains a character language model: truncated backpropagation through time over contiguous
+    streams, with the hidden state carried from window to window."""
+
+    cell: Literal[tuple(rnn_jax.ALL_CELLS)] = "gru"  # type: ignore[valid-type]
+    """Recurrent cell."""
+    layers: int = 2
+    """Number of recurrent layers."""
+    hidden_size: int = 256
+    """Units in each layer."""
+    embedding: int = 0
+    """Size of the learned embedding of each character; 0 for one-hot input."""
+    dropout: float = 0.25
+    """Probability of dropping an output of a layer while training."""
+    window: int = 64
+    """Characters in a window, at whose border the gradient stops."""
+    restart: float = 0.0
+    """Probability that a stream forgets its past at the border of a window, so that the network
+    learns to begin; 0 carries the state for ever."""
+    gradient: Literal[("window", *gradients.REGISTER)] = "window"  # type: ignore[valid-type]
+    """Gradient algorithm: backpropagation through the window, or one of rnn_jax.gradients."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the computation; with bfloat16 the parameters are kept in float32."""
+    validation_size: int = 200_000
+    """Highest number of validation characters, from the beginning of the last 10 %."""
+    minutes: float | None = 3.5
+    samples: int = 4
+
+    def check(self) -> None:
+        super().check()
+        command.at_least(self, layers=1, hidden_size=1, window=1, validation_size=1, embedding=0)
+        command.rates(self, "dropout", "restart")
+        if self.gradient != "window":
+            expected = "float32 or float64, as --gradient " + self.gradient + " is beside it"
+            command.require(self, "dtype", self.dtype != "bfloat16", expected)
+
+
+QUICK = Config(
+    quick=True, layers=1, hidden_size=16, dropout=0.0, window=10, batch=4, restart=0.2,
+    learning_rate=0.02, warmup=10, steps=300, minutes=None, evaluations=6, samples=3,
+)  # fmt: skip
+
+
+def load(config: Config) -> Data:
+    """The first 90 % of a text to learn from, the rest to be held out."""
+    if config.data is not None:
+        name, text = config.data.name or str(config.data), read_text(config.data)
+    elif config.quick:
+        name, text = '"hello"', "hello" * 200
+    else:
+        name, text = "Python's standard library", standard_library_text()
+    vocabulary = Vocabulary.from_text(text)
+    N = int(0.9 * len(text))
+    if config.window >= N:
+        raise BadInput(
+            f"--data: got {len(text)} characters, {N} of them to learn from, expected more than "
+            f"{config.window}, one window. Take a longer text or a smaller --window"
+        )
+    tokens, context = vocabulary.encode(text), min(CONTEXT, N)
+    held_out = tokens[N - context : N + config.validation_size]
+    start = "\n" if "\n" in text else text[0]
+    return Data(
+        train=tokens[:N],
+        held_out=scored_streams(held_out, context, batch=STREAMS, window=config.window),
+        about={"characters": vocabulary.characters, "start": start},
+        text=f"{name}: {len(text):,} characters, {len(vocabulary)} of them distinct",
+        epoch=N / (config.batch * config.window),
+    )
+
+
+@functools.lru_cache
+def network(config: Config, V: int) -> rnn_jax.Cell:
+    """Tokens in, logits [V] out."""
+    return noisy_network(config, V, None)
+
+
+def noisy_network(config: Config, V: int, key: jax.Array | None) -> rnn_jax.Cell:
+    """The same for training: with a key, dropout."""
+    D, H = config.embedding or V, config.hidden_size
+    factory = rnn_jax.ALL_CELLS[config.cell]
+    dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
+    layers = [factory(H if i else D, H, dtype=dtype) for i in range(config.layers)]
+    if key is not None and config.dropout > 0:
+        keys = jax.random.split(key, len(layers))
+        layers = [rnn_jax.dropout(c, config.dropout, k) for c, k in zip(layers, keys, strict=True)]
+    deep = rnn_jax.stack(layers)
+    reader = rnn_jax.embed(deep, V, D) if config.embedding else rnn_jax.one_hot(deep, V)
+    return rnn_jax.readout(reader, V, hidden_size=H)
+
+
+def tabulated(cell: rnn_jax.Cell, V: int) -> rnn_jax.Cell:
+    """Projects each token once and looks the result up: faster where tokens repeat in a batch."""
+
+    def project(params: Any, token: jax.Array) -> Any:
+        tokens = jnp.arange(V, dtype=jnp.int32)  # not mapped, so one table serves a whole batch
+        table = jax.vmap(cell.project, in_axes=(None, 0))(params, tokens)
+        return jax.tree.map(lambda rows: rows[token], table)
+
+    return cell._replace(project=project)
+
+
+def unroll(cell: rnn_jax.Cell, params: Any, carry: Any, tokens: Any, reset: Any = None) -> Any:
+    """tokens [T, B] -> logits [T, B, V]; the batch is the second axis, so nothing is transposed."""
+
+    def one(state: Any, xs: jax.Array, reset: jax.Array | None) -> Any:
+        return rnn_jax.unroll(cell, params, state, xs, reset=reset)
+
+    return jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(carry, tokens, reset)
+
+
+def nats(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """The cross-entropy of each character, in float32 at least."""
+    if jnp.finfo(logits.dtype).bits < 32:
+        logits = logits.astype(jnp.float32)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, target)
+
+
+def make(config: Config, about: dict[str, Any]) -> Model:
+    """The net, what it learns by, and what it is judged by."""
+    V, W, B = len(about["characters"]), config.window, config.batch
+    noisy = noisy_network(
+        config, V, jax.random.key(0)
+    )  # that key is unused: those in the carry are
+    table = tabulated(noisy, V) if B * W >= V else noisy
+
+    def carry(params: Any, key: jax.Array) -> Any:
+        def one(key: jax.Array) -> Any:
+            return noisy_network(config, V, key).init_state(compute(config, params))
+
+        return jax.vmap(one)(jax.random.split(key, B))
+
+    def windows(tokens: jax.Array, step: jax.Array) -> Any:
+        return *streams(tokens, step, batch=B, window=W), restarts(config, step)
+
+    def loss(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
+        inputs, targets, reset = batch  # [W, B] each
+        carry, logits = unroll(table, compute(config, params), carry, inputs, reset)
+        return nats(logits, targets).mean(), carry
+
+    def sequences(tokens: jax.Array, step: jax.Array) -> Any:
+        inputs, targets, reset = windows(tokens, step)
+        return inputs.T, targets.T, None, None if reset is None else reset.T
+
+    learned_by: tuple[Any, Any] = loss, windows
+    if config.gradient != "window":
+        entry = gradients.REGISTER[config.gradient]
+        learned_by = entry.algorithm(noisy, nats, **entry.options), sequences
+
+    def sample(params: Any, seed: int) -> str:
+        use = Generate(Path(), length=200, temperature=0.8, seed=seed)
+        return about["start"] + "".join(write(config, about, params, use))
+
+    score = evaluator(config, V)
+    init, unit = network(config, V).init, "nats per character"
+    return Model(init, *learned_by, score, carry, sample, unit)
+
+
+def compute(config: Config, params: Any) -> Any:
+    """The params in the dtype of the computation."""
+    return jax.tree.map(lambda p: p.astype(config.dtype), params)
+
+
+def restarts(config: Config, step: jax.Array) -> jax.Array | None:
+    """Which streams forget their past at the border of this window, [W, B]."""
+    if not config.restart:
+        return None
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    flags = jax.random.bernoulli(key, config.restart, (config.batch,))
+    return jnp.zeros((config.window, config.batch), bool).at[0].set(flags)
+
+
+def evaluator(config: Config, V: int) -> Any:
+    """``score(params, held_out)``: nats per character over `scored_streams`."""
+    cell = network(config, V)
+
+    def score(params: Any, held_out: Any) -> dict[str, jax.Array]:
+        params = compute(config, params)
+
+        def window(state: Any, now: Any) -> tuple[Any, jax.Array]:
+            inputs, targets, scored = now
+            state, logits = unroll(cell, params, state, inputs)
+            return state, jnp.where(scored, nats(logits, targets), 0.0).sum()
+
+        first = jax.vmap(lambda _: cell.init_state(params))(held_out[0][0, 0])
+        total = jax.lax.scan(window, first, held_out)[1].sum()
+        return {"loss": total / held_out[2].sum(dtype=total.dtype)}
+
+    return jax.jit(score)
+
+
+def write(config: Config, about: dict[str, Any], params: Any, use: "Generate") -> Iterator[str]:
+    """What follows the prompt, character by character."""
+    vocabulary, params = Vocabulary(about["characters"]), compute(config, params)
+    prompt = jnp.asarray(vocabulary.encode(use.prompt or about["start"]))
+    cell, key = network(config, len(vocabulary)), jax.random.key(use.seed)
+    state, _ = rnn_jax.unroll(cell, params, None, prompt[:-1])
+    chosen: Any = {"temperature": use.temperature, "top_k": use.top_k, "top_p": use.top_p}
+    tokens = generate.stream(cell, params, state, prompt[-1], key, **chosen)
+    for token in itertools.islice(tokens, use.length):
+        yield vocabulary.decode(token[None])
+
+
+@dataclass(frozen=True)
+class Generate(Use):
+    """Writes text from the best checkpoint of a run, as it comes."""
+
+    prompt: str = ""
+    """Text to go on from; it may only have characters that the model knows."""
+    length: int = 500
+    """Characters to write after the prompt."""
+    temperature: float = 1.0
+    """Below 1 safer, above 1 more varied, 0 for the most likely character each time."""
+    top_k: int | None = None
+    """Choose among the so many most likely characters only."""
+    top_p: float | None = None
+    """Choose among the fewest most likely characters that have this probability together."""
+    seed: int = 0
+    """Another seed, another text."""
+
+    def check(self) -> None:
+        command.at_least(self, length=0, temperature=0.0, top_k=1, seed=0)
+        expected = "a probability above 0, at most 1"
+        command.require(self, "top_p", self.top_p is None or 0 < self.top_p <= 1, expected)
+
+    def __call__(self, trained: Trained) -> Iterator[str]:
+        yield self.prompt
+        yield from write(trained.config, trained.about, trained.params, self)
+        yield "\n"
+
+
+def report(trained: Trained, held_out: Any) -> Report:
+    """A sample of 500 characters."""
+    use = Generate(Path(), length=500, temperature=0.8, seed=trained.config.seed)
+    text = "".join(write(trained.config, trained.about, trained.params, use))
+    text = (trained.about["start"] + text).strip("\n")
+    return Report({"sample": text}, text + "\n", {"sample.txt": text + "\n"})
+
+
+APPLICATION = Application(
+    "char_lm", Config, QUICK, load, make, report, {"generate": Generate},
+    x64=lambda config: config.dtype == "float64",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(APPLICATION.main())

@@ -1,0 +1,285 @@
+"""A training from its options to a run folder with a net in it."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import command, learning, plots, run_folder
+from experiments.harness.application import (
+    Application,
+    Data,
+    Model,
+    Options,
+    Trained,
+    check_memory,
+)
+from experiments.harness.command import BadInput, Failed
+from experiments.harness.study import write_files
+from rnn_jax import train
+from rnn_jax.checkpoint import Checkpoints
+
+STEPS_PER_CALL = 10
+
+
+class Session(NamedTuple):
+    """Everything between the checks and the first update."""
+
+    app: Application
+    config: Any
+    steps: int  # updates in all
+    data: Data
+    model: Model
+    nets: int  # side by side
+    run: train.Run
+    state: train.TrainState
+    folder: Path
+    checkpoints: Checkpoints
+
+
+def train_or_resume(app: Application, config: Any, stop: train.Stop) -> None:
+    """Trains, or goes on training, until the end or until it is told to stop."""
+    try:
+        session = _new(app, config) if config.resume is None else _resume(app, config)
+    except (OSError, ValueError) as error:
+        raise BadInput(command.one_line(error)) from error
+    state, log = session.state, None
+    if not stop():
+        state, log = _train(session, stop)
+    if not stop():
+        _finish(session, state, log.rows)
+        return
+    if log is not None:
+        _save(session, state)
+        _draw(session, log.rows)
+    command.say(
+        f"\nstopped by {stop.received.name} after step {train.step_of(state)}; everything is "
+        f"saved. Go on with\n{app.program} --resume {session.folder}"
+    )
+
+
+def prepare(app: Application, config: Any) -> tuple[Data, Model, int, train.Run]:
+    """Data, model, number of nets and compiled updates; raises BadInput, OSError, ValueError."""
+    data = app.load(config)
+    model = app.make(config, data.about)
+    nets = config.seeds if data.axes is None else len(data.held_out)
+    state = jax.eval_shape(lambda: initial(config, model, nets))
+    check_memory(state)
+    batch_at = None if is_streamed(data) else model.batch_at
+    run = train.make_train(
+        model.loss, batch_at, learning.optimizer(config), steps_per_call=STEPS_PER_CALL
+    )
+    run = train.side_by_side(run, data.axes) if nets > 1 else run
+    if not is_streamed(data):  # what cannot be computed is said before a folder is made
+        shapes = jax.eval_shape(lambda: on_device(data))
+        jax.eval_shape(run.compiled, state, shapes, np.int32(1))
+    return data, model, nets, run
+
+
+def is_streamed(data: Data) -> bool:
+    """Whether the batches come from an iterator on the host."""
+    return hasattr(data.train, "__next__")
+
+
+def on_device(data: Data) -> Any:
+    return data.train if is_streamed(data) else jax.tree.map(jnp.asarray, data.train)
+
+
+def initial(config: Options, model: Model, nets: int) -> train.TrainState:
+    """The state before the first update; with a leading axis for nets side by side."""
+
+    def one(key: jax.Array) -> train.TrainState:
+        k_params, k_carry, k_train = jax.random.split(key, 3)
+        params = model.init(k_params)
+        carry = model.carry(params, k_carry)
+        return train.init(params, carry, learning.optimizer(config), k_train)
+
+    key = jax.random.key(config.seed)
+    return one(key) if nets == 1 else jax.vmap(one)(jax.random.split(key, nets))
+
+
+def _new(app: Application, config: Any) -> Session:
+    command.check_new(config.run)
+    data, model, nets, run = prepare(app, config)
+    state = jax.jit(lambda: initial(config, model, nets))()
+    steps = _steps(config, data, model, nets, run, state)
+    state = learning.with_steps(state, steps)
+    described = run_folder.Description(config, steps, data.about, _identity(data))
+    with command.new_folder(app.name, config.run) as folder:
+        run_folder.write(folder, app.name, described)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    return Session(app, config, steps, data, model, nets, run, state, folder, checkpoints)
+
+
+def _resume(app: Application, config: Any) -> Session:
+    folder = config.resume
+    saved = run_folder.read(folder, app.name, app.config)
+    changed = run_folder.differences(config, saved.config)
+    more = "steps" in changed
+    wrong = [text for name, text in changed.items() if name not in ("data", "steps")]
+    if wrong or config.run is not None:
+        raise BadInput(
+            f"--resume {folder}: got {', '.join(wrong) or '--run'}, expected the options of that "
+            "run, which need not be repeated, and at most --data, where the data are now, and "
+            "--steps, to train it further. For other options start a new run"
+        )
+    checkpoints = Checkpoints(folder / "checkpoints")
+    done = 0 if checkpoints.last is None else checkpoints.last.step
+    if more and config.steps < max(done, 1):
+        raise BadInput(f"--steps: got {config.steps}, but the run has made {done} updates already")
+    data, model, nets, run = prepare(app, config)
+    if _identity(data) != saved.sha256:
+        raise BadInput(
+            f"--resume {folder}: the data ({config.data or 'its own'}) are not those that the run "
+            "began with. Put those back (--data says where they are now), or start a new run"
+        )
+    if checkpoints.last is None:
+        state = jax.jit(lambda: initial(config, model, nets))()
+    else:
+        like = jax.eval_shape(lambda: initial(config, model, nets))
+        state = checkpoints.restore("last", like=like)
+        if is_streamed(data):
+            data.train.set_state(checkpoints.last.position)
+    steps = config.steps if more else saved.steps
+    if more:
+        lengths = {"steps": steps, "epochs": None, "minutes": None}
+        config = dataclasses.replace(config, **lengths)
+        described = saved._replace(config=config, steps=steps)
+        run_folder.write(folder, app.name, described)
+    state = learning.with_steps(state, steps)
+    return Session(app, config, steps, data, model, nets, run, state, folder, checkpoints)
+
+
+def _identity(data: Data) -> str:
+    return data.sha256 or run_folder.digest(data.about, data.train, data.held_out)
+
+
+def _steps(
+    config: Any, data: Data, model: Model, nets: int, run: train.Run, state: train.TrainState
+) -> int:
+    if config.minutes is not None:
+        learning.updates_in(60 * config.minutes, time.monotonic() - learning.STARTED, 0.0, 1e-9)
+
+        def evaluate(params: Any) -> None:
+            scores(model, params, data, nets)
+
+        evaluations = config.evaluations
+        return learning.fitting(config.minutes, run, state, on_device(data), evaluate, evaluations)
+    if config.epochs is not None:
+        if data.epoch is None:
+            raise BadInput("--epochs: these data have no passes; give --steps or --minutes")
+        return max(1, round(config.epochs * data.epoch))
+    return config.steps
+
+
+def scores(model: Model, params: Any, data: Data, nets: int) -> list[dict[str, float]]:
+    """What each net scores on the data that are held out from it."""
+    found = []
+    for i, mine in enumerate(learning.each(params, nets)):
+        held_out = data.held_out if data.axes is None else data.held_out[i]
+        values = model.score(mine, held_out)
+        found.append({name: float(value) for name, value in values.items()})
+    return found
+
+
+def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, learning.Log]:
+    _, config, steps, data, model, nets, run, state, folder, checkpoints = session
+    done = train.step_of(state)
+    rows = run_folder.read_rows(folder, done)
+    each = f", {nets} nets side by side" if nets > 1 else ""
+    count = sum(a.size for a in jax.tree.leaves(state.params)) // nets
+    command.say(
+        f"{data.text}\n{count:,} parameters, {steps:,} updates{each}\nrun folder: {folder}",
+    )
+    log = learning.Log(rows, lambda row: run_folder.add_row(folder, row), done, steps)
+    every = -(-steps // config.evaluations)
+
+    def on_evaluate(state: train.TrainState) -> None:
+        found = scores(model, state.params, data, nets)
+        log.scores(train.step_of(state), found, model.unit)
+        loss = float(np.mean([s["loss"] for s in found]))
+        checkpoints.save(state, loss, position=_position(data))
+
+    def on_sample(state: train.TrainState) -> None:
+        assert model.sample is not None
+        params = learning.each(state.params, nets)[0]
+        text = model.sample(params, train.step_of(state)).strip("\n")
+        log.say(f"{'-' * 80}\n{text}\n{'-' * 80}")
+
+    def stale() -> bool:
+        best, last = checkpoints.best, checkpoints.last
+        waited = 0 if best is None or last is None else last.step - best.step
+        return config.patience > 0 and waited >= config.patience * every
+
+    hooks = [(every, on_evaluate), (config.save_every, lambda state: _save(session, state))]
+    if config.samples and model.sample is not None:
+        hooks.append((-(-steps // config.samples), on_sample))
+    try:
+        state = train.fit(
+            run,
+            state,
+            on_device(data),
+            steps=steps,
+            every=hooks,
+            on_metrics=log.metrics,
+            stop=lambda: stop() or stale(),
+        )
+        scored = any("validation_loss" in r and r["step"] == train.step_of(state) for r in rows)
+        if not stop() and not scored:
+            on_evaluate(state)
+    except train.Diverged as error:
+        raise Failed(f"{error} Run folder: {folder}") from error
+    except OSError as error:
+        raise Failed(f"{folder}: nothing can be saved any more: {error}") from error
+    finally:
+        log.close()
+    return state, log
+
+
+def _position(data: Data) -> Any:
+    return data.train.get_state() if is_streamed(data) else None
+
+
+def _save(session: Session, state: train.TrainState) -> None:
+    last = session.checkpoints.last
+    if last is None or last.step != train.step_of(state):
+        session.checkpoints.save(state, position=_position(session.data))
+
+
+def _finish(session: Session, state: train.TrainState, rows: list[dict[str, Any]]) -> None:
+    app, config, _, data, model, nets, _, _, folder, checkpoints = session
+    best = learning.best_row(rows)
+    if best is None:
+        raise Failed(f"{folder}: no score was finite, so there is no best net")
+    try:
+        all_nets = learning.each(checkpoints.restore("best", like=state).params, nets)
+    except (OSError, ValueError) as error:
+        raise Failed(command.one_line(error)) from error
+    net = learning.best_net(best)
+    trained = Trained(config, data.about, model, all_nets[net], all_nets)
+    report = app.report(trained, data.held_out)
+    numbers = {"options": run_folder.to_json(config), "jax": jax.__version__, "best": best}
+    command.write_numbers(folder, numbers | report.numbers)
+    names = write_files(folder, {n: lambda f=f: f for n, f in report.files.items()})
+    _draw(session, rows)
+    spread = ""
+    if nets > 1:
+        losses = [s["loss"] for s in best["nets"]]
+        spread = f", the mean of {nets} nets, {min(losses):.4f} to {max(losses):.4f}"
+    loss = learning.with_unit(best["validation_loss"], model.unit)
+    command.say(f"\n{report.text}" if report.text else "")
+    command.say(f"best validation loss: {loss}{spread}, at step {best['step']}")
+    command.say(f"written: {folder}/{', '.join(['numbers.json', 'loss.png', *names])}")
+    for verb in app.uses:
+        command.say(f"use it: {app.program} {verb} {folder} --help")
+
+
+def _draw(session: Session, rows: list[dict[str, Any]]) -> None:
+    """The loss curve, of a run that was stopped too."""
+    if rows:
+        title, unit = session.data.text, session.model.unit
+        write_files(session.folder, {"loss.png": lambda: plots.loss_curve(rows, title, unit)})
