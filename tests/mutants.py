@@ -72,6 +72,10 @@ def train(test: str) -> str:
     return f"test_train.py::test_{test}"
 
 
+def kinds(test: str) -> str:
+    return f"test_train_kinds.py::test_{test}"
+
+
 def checkpoint(test: str) -> str:
     return f"test_checkpoint.py::test_{test}"
 
@@ -756,6 +760,63 @@ TEXT: list[Row] = [
     ),
 ]
 
+TRAIN_KINDS: list[Row] = [
+    (
+        "a net's rows cut off instead of its columns",
+        "rows[..., :steps]",
+        "rows[:steps]",
+        kinds("nets_side_by_side_are_those_trained_alone"),
+    ),
+    (
+        "all nets read all data",
+        "in_axes=(0, data_axes, None)",
+        "in_axes=(0, None, None)",
+        kinds("each_net_reads_its_own_data"),
+    ),
+    (
+        "one bad net ends all",
+        "if in_row.min() >= limit",
+        "if in_row.max() >= limit",
+        kinds("one_net_that_diverges_stops_no_other"),
+    ),
+    (
+        "the first batch of a stack again and again",
+        "lambda batches: batches[i], data",
+        "lambda batches: batches[0], data",
+        kinds("an_iterator_gives_the_same_bits_as_data_on_the_device"),
+    ),
+    (
+        "a batch too many taken",
+        "itertools.islice(data, chunk)",
+        "itertools.islice(data, run.steps_per_call)",
+        kinds("an_iterator_gives_the_same_bits_as_data_on_the_device"),
+    ),
+    (
+        "the end of the iterator counts as full",
+        "chunk, given = len(batches), _stacked",
+        "chunk, given = chunk, _stacked",
+        kinds("training_ends_where_the_iterator_does"),
+    ),
+    (
+        "padding counts as steps",
+        "jnp.sum(mask, dtype=jnp.int32)",
+        "jnp.int32(B * T)",
+        kinds("an_exact_algorithm_trains_as_the_loss_does[bptt]"),
+    ),
+    (
+        "resets not handed on",
+        'zip(("mask", "reset"), flags, strict=False)',
+        'zip(("mask",), flags, strict=False)',
+        kinds("an_exact_algorithm_trains_as_the_loss_does[rtrl]"),
+    ),
+    (
+        "one key for all sequences",
+        "keys = jax.random.split(key, B)",
+        "keys = jnp.stack([key] * B)",
+        kinds("an_algorithm_that_draws_gets_a_key_for_each_sequence_and_update"),
+    ),
+]
+
 TRAIN: list[Row] = [
     (
         "key does not advance",
@@ -765,8 +826,8 @@ TRAIN: list[Row] = [
     ),
     (
         "batch of the next step",
-        "batch_at(data, old.step)",
-        "batch_at(data, old.step + 1)",
+        "batch_at(data, state.step)",
+        "batch_at(data, state.step + 1)",
         train("updates_are_those_of_optax[sgd]"),
     ),
     (
@@ -1236,6 +1297,7 @@ MUTANTS = [
     *table("generate", "rnn_jax/generate.py", GENERATE),
     *table("text", "rnn_jax/tasks/text.py", TEXT),
     *table("train", "rnn_jax/train.py", TRAIN),
+    *table("train kinds", "rnn_jax/train.py", TRAIN_KINDS),
     *table("checkpoint", "rnn_jax/checkpoint.py", CHECKPOINT),
     *table("gradients", "rnn_jax/gradients/_types.py", GRADIENTS),
     *table("gradients: bptt", "rnn_jax/gradients/bptt.py", BPTT),
