@@ -9,6 +9,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
@@ -35,6 +36,13 @@ def band(
     low, middle, high = np.quantile(np.asarray(samples), (0.25, 0.5, 0.75), axis=axis)
     axes.plot(x, middle, style, color=color, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def sizes(axes: Axes, points: Sequence[float]) -> None:
+    """A logarithmic horizontal axis with a tick at each point, in plain numbers."""
+    axes.set_xscale("log")
+    axes.set_xticks(points, [f"{point:g}" for point in points])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def matrix(

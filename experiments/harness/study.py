@@ -42,7 +42,8 @@ class Progress:
     """Says what is measured now: ``say("what")`` when a piece of the work begins."""
 
     def __init__(self, folder: Path, bar: Any, about: dict[str, Any]) -> None:
-        self._folder, self._bar, self._begun, self._about = folder, bar, False, about
+        self._folder, self._bar, self._about = folder, bar, about
+        self._piece, self._begun = "", False
 
     def expect(self, pieces: int) -> None:
         """How many pieces there will be, for the bar."""
@@ -52,10 +53,14 @@ class Progress:
     def __call__(self, text: str) -> None:
         self.done()
         self._begun = True
-        self.note(text)
+        self._piece = text
+        self._show(text)
 
     def note(self, text: str) -> None:
-        """What goes on within a piece of the work."""
+        """What goes on within this piece."""
+        self._show(f"{self._piece}: {text}")
+
+    def _show(self, text: str) -> None:
         self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
     def done(self) -> None:
@@ -121,7 +126,7 @@ def write_files(folder: Path, files: dict[str, Any], *arguments: Any) -> list[st
         for name, make in files.items():
             content = make(*arguments)
             if isinstance(content, str):
-                (folder / name).write_text(content, encoding="utf-8")
+                (folder / name).write_text(content.rstrip("\n") + "\n", encoding="utf-8")
             elif content is not None:
                 content.savefig(folder / name)
             written += [] if content is None else [name]
