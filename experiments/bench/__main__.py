@@ -142,7 +142,8 @@ def row(problem: Problem, entries: dict[str, Entry], seconds: dict[str, np.ndarr
     }
 
 
-STUDY = Study("bench", Config, QUICK, measure, report.table, {"table.md": report.table})
+FILES = {"table.md": lambda numbers, config: report.table(numbers, config) + "\n"}
+STUDY = Study("bench", Config, QUICK, measure, report.table, FILES)
 
 if __name__ == "__main__":
     peers.two_cpu_devices()

@@ -154,8 +154,8 @@ def draw_growth(found: dict[str, list[Row]], config: Any, key: str, what: str) -
         left.plot(T, [row[key] / 2**20 for row in rows], "o-", label=name)
         right.plot(T, [row["against_plain"] for row in rows], "o-", label=name)
         for axes in (left, right):
-            plots.sizes(axes, T)
-            axes.set_xlabel("steps T")
+            axes.set(xlabel="steps T", xscale="log")
+            plots.x_ticks(axes, T)
     left.set(title=title(config), ylabel=f"{what}, MiB", yscale="log")
     left.yaxis.set_major_formatter("{x:g}")
     right.set(title="Time", ylabel="time over that of the plain scan", ylim=0)

@@ -113,7 +113,8 @@ def draw(numbers: dict[str, Any], config: Config) -> Figure:
         axes.yaxis.set_minor_formatter("{x:g}")
     last.set(xlabel=AXES["T"], ylabel="time to compile, s", ylim=0)
     for axes, axis in zip(panels.flat, (*AXES, "T"), strict=True):
-        plots.sizes(axes, getattr(config, axis))
+        axes.set_xscale("log")
+        plots.x_ticks(axes, getattr(config, axis))
         axes.legend()
     B, T, H = config.base
     where = "{cpu}, {cores} cores".format(**numbers["machine"])

@@ -9,7 +9,6 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
@@ -38,11 +37,10 @@ def band(
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
-def sizes(axes: Axes, points: Sequence[float]) -> None:
-    """A logarithmic horizontal axis with a tick at each point, in plain numbers."""
-    axes.set_xscale("log")
-    axes.set_xticks(points, [f"{point:g}" for point in points])
-    axes.xaxis.set_minor_locator(NullLocator())
+def x_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at these values alone, written as they are; on a logarithmic axis set it first."""
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks([], minor=True)
 
 
 def matrix(

@@ -126,7 +126,7 @@ def write_files(folder: Path, files: dict[str, Any], *arguments: Any) -> list[st
         for name, make in files.items():
             content = make(*arguments)
             if isinstance(content, str):
-                (folder / name).write_text(content.rstrip("\n") + "\n", encoding="utf-8")
+                (folder / name).write_text(content, encoding="utf-8")
             elif content is not None:
                 content.savefig(folder / name)
             written += [] if content is None else [name]
