@@ -612,8 +612,8 @@ MARKET = [
 PROGRAMME = [
     (
         "a kept state takes no slot",
-        "C[t - y, 1:slots]",
-        "C[t - y, 2:]",
+        "C[t - y, 1 : slots + 1 - fills]",
+        "C[t - y, fills + 1 :]",
         "test_checkpointing.py::test_no_schedule_is_better_than_the_programme[None]",
     ),
 ]
@@ -775,7 +775,7 @@ LABORATORY = [
     ("ordered derivatives", "experiments/ordered_derivatives/lags.py", LAGS),
     ("ordered derivatives", "experiments/ordered_derivatives/plant.py", PLANT),
     ("ordered derivatives", "experiments/ordered_derivatives/market.py", MARKET),
-    ("checkpointing", "experiments/checkpointing/programme.py", PROGRAMME),
+    ("checkpointing", "experiments/checkpointing.py", PROGRAMME),
     ("memory tasks", "rnn_jax/tasks/memory.py", TASKS),
     ("memory tasks", "experiments/memory_tasks/models.py", MODELS),
     ("memory tasks", "experiments/memory_tasks/search.py", SEARCH),

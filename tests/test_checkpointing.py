@@ -1,19 +1,15 @@
-"""Memory against time: the dynamic programme against a search, the gradients, and the program."""
+"""Memory against time: the dynamic programme against a search, and the gradients."""
 
 import heapq
-import json
 from itertools import combinations
-from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from experiments.bench.memory import PLAIN
-from experiments.checkpointing import __main__ as program
-from experiments.checkpointing import measuring
-from experiments.checkpointing.config import QUICK
-from experiments.checkpointing.programme import forward_steps, of_segments
+from experiments import checkpointing
+from experiments.bench import memory
+from experiments.checkpointing import forward_steps, of_segments
+from experiments.harness.measure import check_same
 
 
 def least_steps(T: int, slots: int, alpha: int | None) -> int:
@@ -88,84 +84,16 @@ def test_segments_lie_above_the_best_schedule_and_near_it() -> None:
 
 
 def test_three_levels_give_the_same_gradient() -> None:
-    """The maker compares; here it is given something to refuse."""
-    make = measuring.Maker(QUICK, 30)
-    make(PLAIN, {})
-    make.nested()
-    make.expected = jax.tree.map(lambda a: 1.01 * a, make.expected)
-    with pytest.raises(Exception, match="the gradient differs"):
-        make.nested()
-    assert measuring.divisors(12) == [1, 2, 3, 4, 6, 12]
+    it = memory.problem(checkpointing.QUICK, 30)
+    check_same("three levels", checkpointing.nested(*it)(), memory.gradient(*it)())
 
 
 def test_the_fastest_of_those_that_save_enough() -> None:
-    def row(name: str, saved: float, time: float) -> measuring.Row:
-        return {"name": name, "saved": saved, "other": saved - 0.02, "against_plain": time}
+    def row(saved: float, time: float) -> dict[str, float]:
+        return {"saved": saved, "other": saved - 0.02, "against_plain": time}
 
-    rows = [row("a", 0.94, 0.5), row("b", 0.96, 0.9), row("c", 0.99, 1.1)]
-    alone = row(measuring.FORWARD, 0.999, 0.1)
-    assert program.fastest([*rows, alone], "against_plain")["name"] == "b"
-    assert program.fastest([*rows, alone], "against_plain", "other")["name"] == "c"
-    assert program.fastest([rows[0], alone], "against_plain")["name"] == "a"
-
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("quick") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *texts, **_: printed.extend(map(str, texts)))
-        assert program.main(["--quick", "--run", str(folder)]) == 0
-    return folder, "\n".join(printed), json.loads((folder / "numbers.json").read_text())
-
-
-def test_quick_shows_the_effect(quick: Any) -> None:
-    folder, printed, numbers = quick
-    for name in ("tradeoff", "growth"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    rows = program.named(numbers["tradeoff"])
-    assert rows["segments of 10"]["saved"] > 0.9
-    assert rows["segments of 40"]["saved"] < rows["segments of 10"]["saved"]
-    budget = QUICK.budgets[0]
-    assert 1 - rows[f"budget of {100 * budget:g} %"]["saved"] < 1.5 * budget
-    for row in numbers["tradeoff"]:
-        assert row["against_default"] > 0
-    powers = {
-        name: program.slope(
-            QUICK.lengths, [r["bytes"] for r in numbers["growth"] if r["name"] == name]
-        )
-        for name in (PLAIN, measuring.ROOT, measuring.NESTED)
-    }
-    assert powers[PLAIN] == pytest.approx(1, abs=0.1)
-    assert max(powers[measuring.ROOT], powers[measuring.NESTED]) < 0.75
-    assert "saves 95% of memory usage" in printed
-    assert printed.count("reproduced") == 4
-    assert numbers["counts"]["segments"][0][1] == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--segments", "0"], "positive integers"),
-        (["--segments", "1000"], "less than T"),
-        (["--lengths", "100", "100"], "at least two"),
-        (["--budgets", "1.5"], "parts of one"),
-    ],
-)
-def test_nonsense_is_one_line(
-    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert program.main(options) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert words in error
-    assert len(error.splitlines()) == 1
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        program.main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for name in QUICK.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in text
+    alone = {memory.FORWARD: row(0.999, 0.1)}
+    rows = {"a": row(0.94, 0.5), "b": row(0.96, 0.9), "c": row(0.99, 1.1)} | alone
+    assert checkpointing.fastest(rows, "against_plain") == "b"
+    assert checkpointing.fastest(rows, "against_plain", "other") == "c"
+    assert checkpointing.fastest({"a": rows["a"]} | alone, "against_plain") == "a"

@@ -1,6 +1,6 @@
 """What is computed: a case, and the same weights, inputs and loss for every library."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import numpy as np
 
 import rnn_jax
 
+Work = Literal["forward", "gradient", "training"]
+CellName = Literal["elman", "lstm", "gru", "gru_reset_after"]
 O = 16  # outputs of the readout in training
 GATES = {"elman": 1, "lstm": 4, "gru": 3, "gru_reset_after": 3}
 
@@ -15,8 +17,8 @@ GATES = {"elman": 1, "lstm": 4, "gru": 3, "gru_reset_after": 3}
 class Case(NamedTuple):
     """One row of the table."""
 
-    work: str  # forward, gradient or training
-    cell: str
+    work: Work
+    cell: CellName
     layers: int
     B: int
     T: int
@@ -24,6 +26,18 @@ class Case(NamedTuple):
     H: int
     bidirectional: bool = False
     lengths: bool = False
+
+    @property
+    def name(self) -> str:
+        """All but the sizes."""
+        extras = [f"{self.layers} layers"] if self.layers > 1 else []
+        extras += ["two directions"] if self.bidirectional else []
+        extras += ["lengths"] if self.lengths else []
+        return ", ".join([self.work, self.cell, *extras])
+
+    @property
+    def size(self) -> str:
+        return f"{self.B}, {self.T}, {self.D}, {self.H}"
 
     @property
     def training(self) -> bool:

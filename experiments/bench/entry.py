@@ -1,7 +1,7 @@
 """What is timed: a program for one case, in any library that runs on JAX."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from experiments.bench.case import Case, Params, Problem
+from experiments.harness.measure import Program
 
 ADAM = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
@@ -17,10 +18,14 @@ ADAM = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
 class Entry(NamedTuple):
     """A program that is ready to run."""
 
-    run: Callable[[], Any]  # once; it returns when the result is there
-    results: dict[str, np.ndarray]  # outputs and gradients in our layout, by name
+    run: Callable[[], Any]  # once
+    results: dict[str, Any]  # outputs, and the gradient as Params
     compile_seconds: float | None = None
     bytes: int | None = None  # of temporary arrays and outputs
+
+
+def compiled(program: Program, results: dict[str, Any]) -> Entry:
+    return Entry(program, results, program.seconds, program.bytes)
 
 
 class Peer(NamedTuple):
@@ -47,10 +52,24 @@ class Layer(NamedTuple):
     run: Callable[..., Any]  # (weights, xs, lengths, reverse) -> ys, in the order of xs
 
 
-def build_layers(
-    make: Callable[[Case, int], Layer], problem: Problem, time_major: bool = False
-) -> Entry:
-    """The entry of a library that has one layer at a time, ``make(case, D)``."""
+def layered(
+    name: str,
+    library: str | None,
+    make: Callable[[Case, int], Layer],
+    cells: Container[str],
+    *,
+    lengths: bool = True,
+    time_major: bool = False,
+) -> Peer:
+    """A library that has one layer at a time, ``make(case, D)``, of these cells."""
+
+    def can(case: Case) -> bool:
+        return case.cell in cells and (lengths or not case.lengths)
+
+    return Peer(name, library, can, partial(_build_layers, make, time_major))
+
+
+def _build_layers(make: Callable[[Case, int], Layer], time_major: bool, problem: Problem) -> Entry:
     layers = [make(problem.case, D) for D in problem.case.inputs]
 
     def convert(params: Params) -> Any:
@@ -90,44 +109,23 @@ def build(model: Model, problem: Problem, place: Any = None, place_data: Any = N
     def loss(weights: Any, xs: Any, lengths: Any, target: Any, mask: Any) -> Any:
         return problem.loss(model.run(weights, xs, lengths), target, mask)
 
-    def outputs(ys: Any) -> dict[str, np.ndarray]:
+    def outputs(ys: Any) -> dict[str, Any]:
         return {"outputs": lay(np.asarray(ys)) * problem.mask}
 
     forward = jax.jit(model.run)
     if problem.case.work == "forward":
         program = Program(forward, weights, xs, lengths)
-        return Entry(program.run, outputs(program.run()), program.seconds, program.bytes)
+        return compiled(program, outputs(program()))
     results = outputs(forward(weights, xs, lengths))
     data = xs, lengths, target, mask
     if problem.case.work == "gradient":
         program = Program(jax.jit(jax.value_and_grad(loss)), weights, *data)
-        _, gradient = program.run()
+        _, gradient = program()
     else:
         program = Training(loss, weights, *data)
         gradient = program.first()
-    results |= named(to_ours(jax.device_put(gradient, first))[0])
-    return Entry(program.run, results, program.seconds, program.bytes)
-
-
-def named(gradient: Params) -> dict[str, np.ndarray]:
-    """The arrays of a gradient in our layout, by their path."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(gradient)
-    return {f"gradient{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in paths}
-
-
-class Program:
-    """A compiled function with its arguments, and what it costs to compile and to hold."""
-
-    def __init__(self, function: Any, *arguments: Any):
-        start = time.perf_counter()
-        self.program = function.lower(*arguments).compile()
-        self.seconds = time.perf_counter() - start
-        self.arguments = arguments
-        memory = self.program.memory_analysis()
-        self.bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes
-
-    def run(self) -> Any:
-        return jax.block_until_ready(self.program(*self.arguments))
+    (results["gradient"],) = to_ours(jax.device_put(gradient, first))
+    return compiled(program, results)
 
 
 class Training(Program):
@@ -145,13 +143,13 @@ class Training(Program):
         carry = jax.tree.map(jnp.copy, (weights, adam.init(weights)))
         super().__init__(jax.jit(step, donate_argnums=0), carry, *data)
 
-    def run(self) -> Any:
-        carry, value = super().run()
+    def __call__(self) -> Any:
+        carry, value = super().__call__()
         self.arguments = carry, *self.arguments[1:]
         return value
 
     def first(self) -> Any:
         """The gradient of the first step, from its average that Adam keeps."""
-        self.run()
+        self()
         average = self.arguments[0][1][0].mu
         return jax.tree.map(lambda a: a / (1 - ADAM["b1"]), average)

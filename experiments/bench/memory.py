@@ -4,35 +4,39 @@
 
 Prints, for longer and longer sequences, the bytes that XLA needs for the gradient of a loss of the
 last state, and the time against the plain unroll; the slope in the logarithms says how the bytes
-grow: 1 with T, 0.5 with its root. Writes memory.png and numbers.json into a new folder.
+grow: 1 with T, 0.5 with its root.
 """
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import rnn_jax
-from experiments.bench import measure, report
-from experiments.bench.config import CellName
-from experiments.bench.entry import Entry, Program
-from experiments.bench.scaling import slope
-from experiments.harness import command
+from experiments.bench.case import CellName
+from experiments.bench.peers.ours import PLAIN_SCAN
+from experiments.bench.report import markdown
+from experiments.harness import command, plots
+from experiments.harness.measure import Program, check_same, machine, power, times
+from experiments.harness.study import Options, Progress, Study
 
-_PROGRAM = "python -m experiments.bench.memory"
-PLAIN = "all steps, plain scan"
+PLAIN, DEFAULT, FORWARD = "all steps, plain scan", "all steps", "forward alone"
+Row: TypeAlias = dict[str, Any]
 
 
+# fmt: off
 @dataclass(frozen=True)
-class Config:
-    """Measures the memory and the time of the gradient with and without segments."""
+class Config(Options):
+    """Measures the memory and the time of the gradient with and without segments.
+
+    Writes memory.png and numbers.json.
+    """
 
     cell: CellName = "lstm"
     """Recurrent cell."""
@@ -46,111 +50,130 @@ class Config:
     """How long the rounds of a T go on."""
     rounds: int = 5
     """Rounds of a T, at least."""
-    run: Path | None = None
-    """Folder for the results; it must not exist. Default: runs/bench_memory, or the first of
-    runs/bench_memory-2, ... that is free."""
-    quick: bool = False
-    """Two tiny lengths."""
+
+    def check(self) -> None:
+        super().check()
+        command.at_least(self, T=1, sizes=1, budget=1, rounds=1, seconds=0.0)
+        command.require(self, "T", len(set(self.T)) > 1, "at least two lengths")
 
 
 QUICK = Config(quick=True, sizes=(2, 3, 4), T=(16, 64), budget=2**12, seconds=0.1, rounds=2)
+# fmt: on
 
 
-def ways(config: Config, T: int) -> dict[str, dict[str, Any]]:
-    """The options of `unroll`, by name."""
-    return {
-        PLAIN: {"plan": rnn_jax.Plan(project="before", defer=False)},
-        "all steps": {},
-        "segments of sqrt(T)": {"segment": round(math.sqrt(T))},
-        f"budget {config.budget / 2**20:g} MiB": {"budget": config.budget},
-    }
-
-
-def check(config: Config) -> None:
-    """Raises BadInput for options that cannot work."""
-    if len(set(config.T)) < 2 or min(*config.T, *config.sizes, config.budget) < 1:
-        raise command.BadInput(
-            "--T: expected at least two lengths; --sizes, --budget: positive integers"
-        )
-
-
-def study(config: Config) -> dict[str, list[dict[str, float]]]:
-    """Bytes, seconds and ratios of each way, for each T."""
+def problem(config: Any, T: int) -> tuple[rnn_jax.Cell, Any, jax.Array]:
+    """A cell of `config.cell` and `config.sizes`, its params, and inputs [B, T, D]."""
     B, D, H = config.sizes
     cell = rnn_jax.ALL_CELLS[config.cell](D, H)
-    params = cell.init(jax.random.key(0))
-    found: dict[str, list[dict[str, float]]] = {}
-    with tqdm(config.T, unit="T", dynamic_ncols=True) as bar:
-        for T in bar:
-            xs = jax.random.normal(jax.random.key(1), (B, T, D))
-            programs = {name: program(cell, o, params, xs) for name, o in ways(config, T).items()}
-            expected = programs[PLAIN].run()
-            for name, p in programs.items():
-                check_same(name, p.run(), expected)
-            entries = {name: Entry(p.run, {}) for name, p in programs.items()}
-            times = measure.times(entries, config.rounds, config.seconds, lambda text: None)
-            for name, p in programs.items():
-                ratio = np.array(times[name]) / np.array(times[PLAIN])
-                numbers = {"T": T, "bytes": p.bytes, "seconds": float(np.median(times[name]))}
-                found.setdefault(name, []).append(numbers | {"ratio": float(np.median(ratio))})
-    return found
+    xs = jax.random.normal(jax.random.key(config.seed + 1), (B, T, D))
+    return cell, cell.init(jax.random.key(config.seed)), xs
 
 
-def program(cell: rnn_jax.Cell, options: dict[str, Any], params: Any, xs: jax.Array) -> Program:
+def forward(cell: rnn_jax.Cell, params: Any, xs: jax.Array) -> Program:
+    """No gradient: what the forward pass takes alone."""
+    return Program(jax.jit(_last_state(cell)), params, xs)
+
+
+def gradient(cell: rnn_jax.Cell, params: Any, xs: jax.Array, **options: Any) -> Program:
+    """Of the weights, for a loss of the last state; `options` are those of `unroll`."""
+
     def loss(params: Any, xs: jax.Array) -> jax.Array:
-        last = jax.vmap(lambda xs: rnn_jax.unroll(cell, params, None, xs, **options)[0])(xs)
+        last = _last_state(cell, **options)(params, xs)
         return jnp.stack([jnp.mean(a**2) for a in jax.tree.leaves(last)]).sum()
 
     return Program(jax.jit(jax.grad(loss)), params, xs)
 
 
-def check_same(name: str, got: Any, expected: Any) -> None:
-    """Raises Disagreement unless the gradients are the same."""
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
-        if not error <= 1e-4:
-            raise measure.Disagreement(f"{name}: the gradient differs by {error:.1e} of its norm")
+def _last_state(cell: rnn_jax.Cell, **options: Any) -> Callable[[Any, jax.Array], Any]:
+    def one(params: Any, xs: jax.Array) -> Any:
+        return rnn_jax.unroll(cell, params, None, xs, **options)[0]
+
+    return jax.vmap(one, in_axes=(None, 0))
 
 
-def table(config: Config, found: dict[str, list[dict[str, float]]]) -> str:
+def compare(
+    config: Any, T: int, programs: dict[str, Program], note: Callable[[str], None]
+) -> dict[str, Row]:
+    """Bytes, medians of the times, and of their ratios; raises Disagreement.
+
+    The gradients have to be that of the plain scan. `config` says how long to measure.
+    """
+    expected = programs[PLAIN]()
+    for name, program in programs.items():
+        if name != FORWARD:
+            check_same(name, program(), expected)
+    seconds = times(programs, rounds=config.rounds, seconds=config.seconds, note=note)
+    return {
+        name: {
+            "T": T,
+            "bytes": program.bytes,
+            "temporary": program.temporary,
+            "seconds": float(np.median(seconds[name])),
+            "against_plain": float(np.median(seconds[name] / seconds[PLAIN])),
+            "against_default": float(np.median(seconds[name] / seconds[DEFAULT])),
+        }
+        for name, program in programs.items()
+    }
+
+
+def measure(config: Config, say: Progress) -> dict[str, Any]:
+    """The rows of each way, one for each T."""
+    found: dict[str, list[Row]] = {}
+    say.expect(len(config.T))
+    for T in config.T:
+        say(f"T = {T}")
+        ways: dict[str, dict[str, Any]] = {
+            PLAIN: {"plan": PLAIN_SCAN},
+            DEFAULT: {},
+            "segments of sqrt(T)": {"segment": round(math.sqrt(T))},
+            f"budget {config.budget / 2**20:g} MiB": {"budget": config.budget},
+        }
+        it = problem(config, T)
+        programs = {name: gradient(*it, **options) for name, options in ways.items()}
+        for name, row in compare(config, T, programs, say.note).items():
+            found.setdefault(name, []).append(row)
+        say.keep({"machine": machine(), "found": found})
+    return {"machine": machine(), "found": found}
+
+
+def table(numbers: dict[str, Any], config: Config) -> str:
     """Markdown: MiB and time against the plain unroll for each T, and the growth of the bytes."""
-    head = ["", *(f"T = {T}" for T in config.T), "bytes grow as T to the"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for name, points in found.items():
-        cells = [f"{p['bytes'] / 2**20:.3g} MiB, time {p['ratio']:.2f}" for p in points]
-        power = slope([int(p["T"]) for p in points], [p["bytes"] for p in points])
-        lines.append([name, *cells, f"{power:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = []
+    for name, rows in numbers["found"].items():
+        cells = [f"{r['bytes'] / 2**20:.3g} MiB, time {r['against_plain']:.2f}" for r in rows]
+        grows = power(config.T, [r["bytes"] for r in rows])
+        lines.append([name, *cells, f"{grows:.2f}"])
+    return markdown(["", *(f"T = {T}" for T in config.T), "bytes grow as T to the"], lines, left=1)
 
 
-def plot(path: Path, config: Config, found: dict[str, list[dict[str, float]]]) -> None:
+def draw_growth(found: dict[str, list[Row]], config: Any, key: str, what: str) -> Figure:
+    """Memory, the numbers of `key`, and time, against T."""
+    figure, (left, right) = plots.panels(1, 2, size=(11, 5))
+    for name, rows in found.items():
+        T = [row["T"] for row in rows]
+        left.plot(T, [row[key] / 2**20 for row in rows], "o-", label=name)
+        right.plot(T, [row["against_plain"] for row in rows], "o-", label=name)
+        for axes in (left, right):
+            axes.set(xlabel="steps T", xscale="log")
+            plots.x_ticks(axes, T)
+    left.set(title=title(config), ylabel=f"{what}, MiB", yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")
+    right.set(title="Time", ylabel="time over that of the plain scan", ylim=0)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def title(config: Any) -> str:
+    """What was measured."""
     B, D, H = config.sizes
-    figure = Figure(figsize=(7, 5), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    for name, points in found.items():
-        mib = [p["bytes"] / 2**20 for p in points]
-        axes.loglog([p["T"] for p in points], mib, marker="o", label=name)
-    axes.set(
-        xlabel="steps T", ylabel="MiB", title=f"gradient of {config.cell}: B {B}, D {D}, H {H}"
-    )
-    axes.legend()
-    axes.grid(alpha=0.3, which="both")
-    figure.savefig(path)
+    return f"Gradient of {config.cell}: B {B}, D {D}, H {H}"
 
 
-def run(config: Config) -> None:
-    check(config)
-    with command.new_folder("bench_memory", config.run) as folder:
-        found = study(config)
-        command.write_numbers(folder, {"machine": report.machine(), "found": found})
-        plot(folder / "memory.png", config, found)
-    print(f"{table(config, found)}\nWritten to {folder}")
+def draw(numbers: dict[str, Any], config: Config) -> Figure:
+    return draw_growth(numbers["found"], config, "bytes", "temporary arrays and gradient")
 
 
-def main(argv: list[str]) -> int:
-    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
-    return command.exit_code(lambda: run(command.parse(Config, QUICK, _PROGRAM, argv)))
-
+STUDY = Study("bench.memory", Config, QUICK, measure, table, {"memory.png": draw})
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(STUDY.main())

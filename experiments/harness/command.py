@@ -107,22 +107,24 @@ def at_least(options: Any, **least: float) -> None:
     An option that is None is not given.
     """
     for name, smallest in least.items():
-        for v in _entries(options, name):
+        for v in _entries(getattr(options, name)):
             if not smallest <= v < math.inf:
                 raise BadInput(f"{flag(name)}: got {v}, expected at least {smallest:g}")
-
-
-def _entries(options: Any, name: str) -> tuple:
-    value = getattr(options, name)
-    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def above_zero(options: Any, *names: str) -> None:
     """Raises BadInput for an option, or an entry of one, that is not a number above 0."""
     for name in names:
-        for v in _entries(options, name):
+        for v in _entries(getattr(options, name)):
             if not 0 < v < math.inf:
                 raise BadInput(f"{flag(name)}: got {v}, expected a number above 0")
+
+
+def _entries(value: Any) -> list[Any]:
+    """The numbers of an option, however deep they lie in tuples."""
+    if isinstance(value, tuple):
+        return [n for v in value for n in _entries(v)]
+    return [] if value is None else [value]
 
 
 def some(options: Any, *names: str) -> None:
@@ -174,7 +176,8 @@ def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     """Makes the folder of a run; where the run fails before it has written, it goes again.
 
     Args:
-      name: of the command: the default is runs/name, or the first free one of runs/name-2, ...
+      name: of the command: the default is runs/name (a dot becomes an underscore), or the first
+        free one of runs/name-2, ...
       run: what was given as --run.
 
     Yields:
@@ -183,7 +186,7 @@ def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     Raises:
       BadInput: it exists or cannot be made.
     """
-    folder = run
+    folder, name = run, name.replace(".", "_")
     if folder is None:
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
         folder = next(path for n in names if not (path := Path("runs") / n).exists())

@@ -38,6 +38,12 @@ def band(
     axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
+def x_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at these values alone, written as they are; on a logarithmic axis set it first."""
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks([], minor=True)
+
+
 def matrix(
     axes: Axes,
     values: Any,

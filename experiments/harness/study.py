@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,9 @@ class Options:
 class Progress:
     """Says what is measured now: ``say("what")`` when a piece of the work begins."""
 
-    def __init__(self, folder: Path, bar: Any) -> None:
-        self._folder, self._bar, self._begun = folder, bar, False
+    def __init__(self, folder: Path, bar: Any, about: dict[str, Any]) -> None:
+        self._folder, self._bar, self._about = folder, bar, about
+        self._piece, self._begun = "", False
 
     def expect(self, pieces: int) -> None:
         """How many pieces there will be, for the bar."""
@@ -52,6 +53,14 @@ class Progress:
     def __call__(self, text: str) -> None:
         self.done()
         self._begun = True
+        self._piece = text
+        self._show(text)
+
+    def note(self, text: str) -> None:
+        """What goes on within this piece."""
+        self._show(f"{self._piece}: {text}")
+
+    def _show(self, text: str) -> None:
         self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
     def done(self) -> None:
@@ -61,7 +70,7 @@ class Progress:
 
     def keep(self, numbers: dict[str, Any]) -> None:
         """Writes numbers.json with what there is so far, so that nothing is lost on the way."""
-        command.write_numbers(self._folder, numbers)
+        command.write_numbers(self._folder, self._about | numbers)
 
 
 class Study(NamedTuple):
@@ -73,7 +82,7 @@ class Study(NamedTuple):
     measure: Callable[[Any, Progress], dict[str, Any]]  # (config, say) -> numbers
     text: Callable[[dict[str, Any], Any], str]  # (numbers, config) -> what a person reads
     # by file name: (numbers, config) -> a figure, a text, or None where there is none to write
-    files: dict[str, Callable[[dict[str, Any], Any], Figure | str | None]]
+    files: Mapping[str, Callable[[dict[str, Any], Any], Figure | str | None]]
     x64: bool = False  # measured in float64
 
     @property
@@ -89,11 +98,11 @@ class Study(NamedTuple):
         config = command.parse(self.config, self.quick, self.program, argv)
         config.check()
         begin = time.monotonic()
+        about = {"config": dataclasses.asdict(config), "jax": jax.__version__}
         with command.new_folder(self.name, config.run) as folder:
-            with progress(folder) as say, jax.enable_x64(self.x64):
+            with progress(folder, about) as say, jax.enable_x64(self.x64):
                 numbers = self.measure(config, say)
             seconds = time.monotonic() - begin
-            about = {"config": dataclasses.asdict(config), "jax": jax.__version__}
             command.write_numbers(folder, about | {"seconds": seconds} | numbers)
             written = ["numbers.json", *write_files(folder, self.files, numbers, config)]
         command.say(self.text(numbers, config))
@@ -101,16 +110,16 @@ class Study(NamedTuple):
 
 
 @contextlib.contextmanager
-def progress(folder: Path) -> Iterator[Progress]:
-    """The bar of a study that measures into a folder."""
+def progress(folder: Path, about: dict[str, Any]) -> Iterator[Progress]:
+    """The bar of a study that measures into a folder; `about` stands in all that is kept."""
     interval = 0.1 if sys.stderr.isatty() else 15.0
     with tqdm(unit="piece", dynamic_ncols=True, mininterval=interval) as bar:
-        say = Progress(folder, bar)
+        say = Progress(folder, bar, about)
         yield say
         say.done()
 
 
-def write_files(folder: Path, files: dict[str, Any], *arguments: Any) -> list[str]:
+def write_files(folder: Path, files: Mapping[str, Any], *arguments: Any) -> list[str]:
     """Writes each figure or text that is there; returns their names."""
     written = []
     with plots.style():

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.bench import report
-from experiments.harness import command
+from experiments.harness import command, measure
 from experiments.ordered_derivatives import figures, lags, market, ordered, plant
 from experiments.ordered_derivatives.config import QUICK, Config, check
 
@@ -119,7 +118,7 @@ def run(config: Config) -> None:
     check(config)
     with command.new_folder("ordered_derivatives", config.run) as folder:
         found = study(config)
-        command.write_numbers(folder, {"machine": report.machine(), **found})
+        command.write_numbers(folder, {"machine": measure.machine(), **found})
         figures.free_run(folder / "free_run.png", found["plant"])
         figures.sensitivity(folder / "sensitivity.png", found["market"])
         figures.extensions(folder / "extensions.png", found["price"], found["rates"])

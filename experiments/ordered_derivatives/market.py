@@ -19,8 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import rnn_jax
-from experiments.bench import measure
-from experiments.bench.entry import Entry, Program
+from experiments.harness.measure import Program, times
 
 T, SERIES = 20, ("income", "cost of production", "world price")
 NEWTON = 8
@@ -144,10 +143,8 @@ def sensitivity(rounds: int, seconds: float) -> dict[str, Any]:
     programs = {
         name: Program(jax.jit(partial(jax.lax.map, f)), scenarios) for name, f in ways.items()
     }
-    results = {name: np.asarray(p.run())[0] for name, p in programs.items()}
-    entries = {name: Entry(p.run, {}) for name, p in programs.items()}
-    times = measure.times(entries, rounds, seconds, lambda text: None)
-    sweep = np.array(times["one sweep"])
+    results = {name: np.asarray(p())[0] for name, p in programs.items()}
+    each = times(programs, rounds=rounds, seconds=seconds)
     gradient = results["one sweep"]
     scale = np.abs(gradient).max()
     derivative = restore(jnp.asarray(gradient))
@@ -158,8 +155,8 @@ def sensitivity(rounds: int, seconds: float) -> dict[str, Any]:
             name: float(np.abs(results[name] - gradient).max() / scale)
             for name in ("a run for each", "all runs at once")
         },
-        "seconds": {name: float(np.median(t)) / SCENARIOS for name, t in times.items()},
-        "ratio": {name: float(np.median(np.array(t) / sweep)) for name, t in times.items()},
+        "seconds": {name: float(np.median(t)) / SCENARIOS for name, t in each.items()},
+        "ratio": {name: float(np.median(t / each["one sweep"])) for name, t in each.items()},
         "elasticity": elasticities(inputs, derivative, float(results["the target alone"])),
         "by_period": (derivative.series * inputs.series).T.tolist(),
     }
@@ -193,14 +190,14 @@ def simultaneous(iterations: tuple[int, ...]) -> dict[str, Any]:
         return Program(jax.jit(jax.grad(partial(spent, solve))), inputs)
 
     exact = gradient(implicit)
-    expected, _ = ravel_pytree(exact.run())
+    expected, _ = ravel_pytree(exact())
     gaps, sizes = [], []
     for n in iterations:
         program = gradient(partial(relaxed, n))
-        found, _ = ravel_pytree(program.run())
+        found, _ = ravel_pytree(program())
         gaps.append(float(jnp.max(jnp.abs(found - expected)) / jnp.max(jnp.abs(expected))))
         sizes.append(program.bytes)
-    found, _ = ravel_pytree(gradient(newton).run())
+    found, _ = ravel_pytree(gradient(newton)())
     return {
         "iterations": iterations,
         "gap": gaps,

@@ -1,6 +1,5 @@
 """Equinox: a cell for one sequence in `lax.scan`, mapped over the batch, as its examples do."""
 
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.case import Case
-from experiments.bench.entry import Layer, Peer, build_layers
+from experiments.bench.entry import Layer, layered
 
 CELLS = {"lstm": "LSTMCell", "gru_reset_after": "GRUCell"}
 
@@ -34,9 +33,4 @@ def layer(case: Case, D: int) -> Layer:
     return Layer(convert, run)
 
 
-PEER = Peer(
-    "Equinox",
-    "equinox",
-    lambda case: case.cell in CELLS and not case.lengths,
-    partial(build_layers, layer),
-)
+PEER = layered("Equinox", "equinox", layer, CELLS, lengths=False)

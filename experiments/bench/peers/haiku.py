@@ -1,6 +1,5 @@
 """Haiku: `dynamic_unroll`, time first; gates i g f o and z r n, z and 1 - z exchanged."""
 
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.case import Case
-from experiments.bench.entry import Layer, Peer, build_layers
+from experiments.bench.entry import Layer, layered
 
 CELLS = {"lstm": "LSTM", "gru": "GRU"}  # its VanillaRNN has a relu and no tanh
 
@@ -43,9 +42,4 @@ def gru(p: Any) -> Any:
     return {"gru": {"w_i": reorder(p.w_x), "w_h": reorder(p.w_h), "b": reorder(p.b)}}
 
 
-PEER = Peer(
-    "Haiku",
-    "haiku",
-    lambda case: case.cell in CELLS and not case.lengths,
-    partial(build_layers, layer, time_major=True),
-)
+PEER = layered("Haiku", "haiku", layer, CELLS, lengths=False, time_major=True)

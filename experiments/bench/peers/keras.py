@@ -2,14 +2,13 @@
 
 import os
 import tempfile
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
 
 from experiments.bench.case import Case
-from experiments.bench.entry import Layer, Peer, build_layers
+from experiments.bench.entry import Layer, layered
 
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "elman": ("SimpleRNN", {}),
@@ -55,9 +54,4 @@ def _reorder(a: Any) -> Any:
     return jnp.concatenate([z, r, n], axis=-1)
 
 
-PEER = Peer(
-    "Keras",
-    "keras",
-    lambda case: case.cell in CELLS,
-    partial(build_layers, layer),
-)
+PEER = layered("Keras", "keras", layer, CELLS)

@@ -1,13 +1,12 @@
 """Flax linen: `RNN` over its cells, which have one Dense a gate."""
 
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
 
 from experiments.bench.case import Case
-from experiments.bench.entry import Layer, Peer, build_layers
+from experiments.bench.entry import Layer, layered
 
 CELLS = {"elman": "SimpleCell", "lstm": "OptimizedLSTMCell", "gru_reset_after": "GRUCell"}
 
@@ -44,9 +43,4 @@ def gates(names: str, **arrays: Any) -> dict[str, dict[str, Any]]:
     return {gate: {name: cut[name][k] for name in cut} for k, gate in enumerate(each)}
 
 
-PEER = Peer(
-    "Flax linen",
-    "flax",
-    lambda case: case.cell in CELLS,
-    partial(build_layers, layer),
-)
+PEER = layered("Flax linen", "flax", layer, CELLS)

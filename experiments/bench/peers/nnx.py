@@ -1,13 +1,12 @@
 """Flax nnx: `RNN` over its cells, with one Dense for all gates of x and one for those of h."""
 
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 import jax
 
 from experiments.bench.case import Case
-from experiments.bench.entry import Layer, Peer, build_layers
+from experiments.bench.entry import Layer, layered
 
 CELLS = {"elman": "SimpleCell", "lstm": "OptimizedLSTMCell"}  # its GRU lacks a bias of ours
 
@@ -30,9 +29,4 @@ def layer(case: Case, D: int) -> Layer:
     return Layer(convert, run)
 
 
-PEER = Peer(
-    "Flax nnx",
-    "flax",
-    lambda case: case.cell in CELLS,
-    partial(build_layers, layer),
-)
+PEER = layered("Flax nnx", "flax", layer, CELLS)

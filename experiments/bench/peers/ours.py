@@ -54,27 +54,23 @@ def _two_devices(problem: Problem) -> Entry:
     return build(model(problem.case), problem, weights, data)
 
 
-OURS = Peer("ours", None, lambda case: True, _entry)
-PLAIN = Peer(
-    "ours, plain scan",
-    None,
-    lambda case: True,
-    partial(_entry, plan=PLAIN_SCAN),
-)
+def _plan(name: str, **options: Any) -> Peer:
+    return Peer(name, None, lambda case: True, partial(_entry, **options))
+
+
+OURS = _plan("ours")
+PLAIN = _plan("ours, plain scan", plan=PLAIN_SCAN)
 TWO_DEVICES = Peer(
     "ours, 2 devices",
     None,
     lambda case: len(jax.devices()) > 1 and case.B % 2 == 0,
     _two_devices,
 )
-PLANS = tuple(
-    Peer(name, None, lambda case: True, partial(_entry, plan=plan))
-    for name, plan in {
-        "inside": rnn_jax.Plan(project="inside"),
-        "before": rnn_jax.Plan(project="before"),
-        "inside, not deferred": rnn_jax.Plan(project="inside", defer=False),
-        "before, not deferred": PLAIN_SCAN,
-        "2 steps a turn": rnn_jax.Plan(steps=2),
-        "4 steps a turn": rnn_jax.Plan(steps=4),
-    }.items()
+PLANS = (
+    _plan("inside", plan=rnn_jax.Plan(project="inside")),
+    _plan("before", plan=rnn_jax.Plan(project="before")),
+    _plan("inside, not deferred", plan=rnn_jax.Plan(project="inside", defer=False)),
+    _plan("before, not deferred", plan=PLAIN_SCAN),
+    _plan("2 steps a turn", plan=rnn_jax.Plan(steps=2)),
+    _plan("4 steps a turn", plan=rnn_jax.Plan(steps=4)),
 )

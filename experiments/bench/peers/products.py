@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.case import GATES, Case, Problem
-from experiments.bench.entry import Entry, Peer, Program
+from experiments.bench.entry import Entry, Peer, compiled
+from experiments.harness.measure import Program
 
 
 def build(problem: Problem) -> Entry:
@@ -37,8 +38,7 @@ def build(problem: Problem) -> Entry:
         time_and_batch = ((0, 1), (0, 1)), ((), ())
         return h, *(jax.lax.dot_general(a, ds, time_and_batch) for a in (xs, ds[..., :H]))
 
-    compiled = Program(jax.jit(program), xs, w_x, w_h, w_h.T)
-    return Entry(compiled.run, {}, compiled.seconds, compiled.bytes)
+    return compiled(Program(jax.jit(program), xs, w_x, w_h, w_h.T), {})
 
 
 def can(case: Case) -> bool:

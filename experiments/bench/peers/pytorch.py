@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.case import Case, O, Params, Problem
-from experiments.bench.entry import ADAM, Entry, Peer, named
+from experiments.bench.entry import ADAM, Entry, Peer
 
 LAYERS = {"elman": "RNN", "lstm": "LSTM", "gru_reset_after": "GRU"}
 
@@ -81,7 +81,7 @@ def build(problem: Problem, device: str = "cpu") -> Entry:
         return Entry(evaluate, results)
     gradient()
     theirs = {name: jnp.asarray(w.grad.cpu().numpy()) for name, w in net.named_parameters()}
-    return Entry(gradient, results | named(to_ours(theirs)[0]))
+    return Entry(gradient, results | {"gradient": to_ours(theirs)[0]})
 
 
 def _net(torch: Any, case: Case) -> Any:

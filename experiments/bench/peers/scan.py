@@ -1,13 +1,12 @@
 """The textbook: `lax.scan` over a batch, one product for all gates, nothing else."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.bench.case import Case
-from experiments.bench.entry import Layer, Peer, build_layers
+from experiments.bench.entry import Layer, layered
 
 
 def elman(p: Any, state: Any, x: Any) -> Any:
@@ -62,4 +61,4 @@ def layer(case: Case, D: int) -> Layer:
     return Layer(lambda params: params, run)
 
 
-PEER = Peer("textbook scan", None, lambda case: True, partial(build_layers, layer, time_major=True))
+PEER = layered("textbook scan", None, layer, STEPS, time_major=True)
