@@ -73,7 +73,7 @@ def test_a_run_prints_and_writes(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.startswith("sum 3 of 3\n")
     assert printed.endswith("Written: runs/toy/numbers.json, a.png, b.md\n")
     assert {path.name for path in folder.iterdir()} == {"numbers.json", "a.png", "b.md"}
-    assert (folder / "b.md").read_text(encoding="utf-8") == "3 numbers, \u00e0 la carte"
+    assert (folder / "b.md").read_text(encoding="utf-8").strip() == "3 numbers, \u00e0 la carte"
     size = struct.unpack(">II", (folder / "a.png").read_bytes()[16:24])
     assert size == (300, 150)  # 150 dots an inch
     assert seen == [True]
@@ -118,7 +118,7 @@ def test_what_fails_leaves_what_was_kept_and_no_empty_folder(
     assert toy(measure).main(["--run", "mine"]) == code
     assert Path("mine").exists() == kept
     if kept:
-        assert json.loads(Path("mine/numbers.json").read_text()) == {"half": [0, 1]}
+        assert json.loads(Path("mine/numbers.json").read_text())["half"] == [0, 1]
     assert capsys.readouterr().out == ""
 
 
@@ -149,28 +149,29 @@ def test_the_precision_is_what_the_study_asks_for(x64: bool) -> None:
     assert jnp.ones(1).dtype == jnp.float32
 
 
-def test_progress_counts_each_piece_when_it_has_ended(tmp_path: Path) -> None:
-    with tqdm(file=io.StringIO()) as bar:
-        say = study.Progress(tmp_path, bar)
+@pytest.mark.parametrize("done", [False, True])
+def test_progress_counts_each_piece_when_it_has_ended(
+    done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars, seen = [], []
+
+    def watched(**options: Any) -> tqdm:
+        bars.append(tqdm(**options, file=io.StringIO()))
+        return bars[-1]
+
+    def measure(config: Config, say: study.Progress) -> dict[str, Any]:
         say.expect(3)
-        assert (bar.total, bar.n) == (3, 0)
-        counts = []
-        for piece in "abc":
+        for piece in ("first", "second", "third"):
             say(piece)
-            counts.append(bar.n)
-        assert counts == [0, 1, 2]
-        assert "c" in bar.postfix
-        say.done()
-        say.done()
-        assert bar.n == 3
+            seen.append((bars[0].n, bars[0].total, bars[0].postfix))
+        if done:
+            say.done()
+        return {"values": np.zeros(1)}
 
-
-def test_the_last_piece_ends_with_the_measurement(tmp_path: Path) -> None:
-    with study.progress(tmp_path) as say:
-        say("the only one")
-        bar = say._bar
-        assert bar.n == 0
-    assert bar.n == 1
+    monkeypatch.setattr(study, "tqdm", watched)
+    assert toy(measure).main([]) == 0
+    assert seen == [(0, 3, "first"), (1, 3, "second"), (2, 3, "third")]
+    assert bars[0].n == 3
 
 
 def test_the_word_for_a_claim() -> None:
