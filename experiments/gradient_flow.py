@@ -111,10 +111,7 @@ def meter(cell: rnn_jax.Cell) -> Callable[[Run], np.ndarray]:
 
 def measured(cells: dict[str, rnn_jax.Cell], config: Config, key: jax.Array) -> dict[str, Any]:
     """The quartiles of ||dL/dh_{T-k}||, [3, T], of networks as each cell makes them."""
-    return {
-        name: quartiles(meter(cell)(draw(cell, config, key)), axis=0)
-        for name, cell in cells.items()
-    }
+    return {name: quartiles(meter(cell)(draw(cell, config, key))) for name, cell in cells.items()}
 
 
 def recurrences(config: Config, key: jax.Array) -> dict[str, Any]:
@@ -133,8 +130,8 @@ def recurrences(config: Config, key: jax.Array) -> dict[str, Any]:
             powers = [np.linalg.matrix_power(radius * w, k) @ q for k in range(config.steps)]
             exact = np.linalg.norm(powers, axis=(-2, -1)).T
             panels[name][f"{radius:g}"] = {
-                "measured": quartiles(curves, axis=0),
-                "closed form": quartiles(exact, axis=0),
+                "measured": quartiles(curves),
+                "closed form": quartiles(exact),
                 "difference": float(np.max(np.abs(curves / exact - 1))),
             }
     return panels
@@ -166,7 +163,7 @@ def cells(config: Config, key: jax.Array) -> dict[str, Any]:
         cell = rnn_jax.lstm(D, H, b_init=initializers.forget_bias(bias))
         gates = jax.jit(jax.vmap(partial(through_forget_gates, cell)))(draw(cell, config, key))
         curves |= measured({f"LSTM, forget bias {bias:g}": cell}, config, key)
-        curves[f"its forget gates, {bias:g}"] = quartiles(gates, axis=0)
+        curves[f"its forget gates, {bias:g}"] = quartiles(gates)
     return curves
 
 
@@ -208,7 +205,7 @@ def rates(curves: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore"):  # 0 / 0 once all units are off
         steps = curves[..., 1:] / curves[..., :-1]
     return {
-        "mean": quartiles(mean),
+        "mean": quartiles(mean, axis=1),
         "largest mean": mean.max(axis=1),
         "largest step": np.nanmax(steps, axis=(1, 2)),
     }
@@ -233,7 +230,11 @@ def updates(config: Config, key: jax.Array) -> dict[str, Any]:
 
     of_all = jax.jit(jax.vmap(jax.vmap(sizes, (None, 0)), (0, None)))
     unclipped, clipped = of_all(jnp.asarray(gains), draw(cell, config, key))
-    return {"gains": gains, "unclipped": quartiles(unclipped), "clipped": quartiles(clipped)}
+    return {
+        "gains": gains,
+        "unclipped": quartiles(unclipped, axis=1),
+        "clipped": quartiles(clipped, axis=1),
+    }
 
 
 def measure(config: Config, say: Progress) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def panels(
     return figure, figure.subplots(rows, columns, **options)
 
 
-def quartiles(samples: Any, axis: int = -1) -> np.ndarray:
-    """25, 50 and 75 % of `samples` over `axis`; these three are the first axis."""
-    return np.quantile(np.asarray(samples), (0.25, 0.5, 0.75), axis=axis)
+def quartiles(values: Any, axis: int = 0) -> np.ndarray:
+    """25, 50 and 75 % of values over an axis, as the first axis."""
+    return np.quantile(np.asarray(values), (0.25, 0.5, 0.75), axis=axis)
 
 
 def ribbon(
