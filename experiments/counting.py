@@ -16,10 +16,9 @@ the network with both.
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,10 +28,9 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 import rnn_jax
-from experiments.harness import command
-from experiments.harness.command import BadInput
+from experiments.harness import command, plots
+from experiments.harness.study import Options, Progress, Study
 
-PROGRAM = "python -m experiments.counting"
 Params = rnn_jax.ReadoutParams
 Rule = Callable[[Params], Params]  # the direction that gradient descent subtracts
 
@@ -84,11 +82,12 @@ EXPLANATION = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """A lecture's worked example, checked to the digit: a linear recurrent network learns to count.
 
     Prints the published figures beside the lecture's rule, `jax.grad` and finite differences,
-    trains with both rules, and writes numbers.json and rmse.png.
+    trains with both rules, and writes numbers.json and rmse.png. Nothing is random and all of it
+    takes seconds: --seed and --quick change nothing.
     """
 
     learning_rate: float = 0.1
@@ -97,20 +96,11 @@ class Config:
     """Stop when the RMSE changes by less than this from one update to the next."""
     max_updates: int = 1000
     """Stop after so many updates in any case."""
-    run: Path | None = None
-    """Folder for the figure and the numbers; it must not exist. Default: runs/counting, or the
-    first of runs/counting-2, runs/counting-3, ... that is free."""
-    quick: bool = False
-    """Accepted for uniformity and changes nothing: the whole program takes seconds."""
 
-    def __post_init__(self) -> None:
-        """Raises for what cannot be trained with."""
-        for name in ("learning_rate", "tolerance"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise BadInput(f"{name}: got {value}, expected a positive number")
-        if self.max_updates < 1:
-            raise BadInput(f"max_updates: got {self.max_updates}, expected at least 1")
+    def check(self) -> None:
+        super().check()
+        command.above_zero(self, "learning_rate", "tolerance")
+        command.at_least(self, max_updates=1)
 
 
 def start() -> Params:
@@ -184,24 +174,20 @@ def descend(rule: Rule, learning_rate: float, params: Params) -> Params:
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, rule(params))
 
 
-def make_train(config: Config) -> Callable[[Rule, Params], tuple[Params, list[float]]]:
-    """Returns ``train(rule, params) -> (params, RMSE before and after each update)``."""
-
-    def train(rule: Rule, params: Params) -> tuple[Params, list[float]]:
-        curve = [float(rmse(params))]
-        for count in range(1, config.max_updates + 1):
-            params = descend(rule, config.learning_rate, params)
-            curve.append(float(rmse(params)))
-            if not math.isfinite(curve[-1]):
-                raise command.Failed(
-                    f"the RMSE is {curve[-1]} after {count} updates: the training diverged. Try a "
-                    f"learning rate below {config.learning_rate}."
-                )
-            if abs(curve[-1] - curve[-2]) < config.tolerance:
-                break
-        return params, curve
-
-    return train
+def train(config: Config, rule: Rule, params: Params) -> tuple[Params, list[float]]:
+    """The trained weights, and the RMSE before and after each update."""
+    curve = [float(rmse(params))]
+    for count in range(1, config.max_updates + 1):
+        params = descend(rule, config.learning_rate, params)
+        curve.append(float(rmse(params)))
+        if not math.isfinite(curve[-1]):
+            raise command.Failed(
+                f"the RMSE is {curve[-1]} after {count} updates: the training diverged. Try a "
+                f"learning rate below {config.learning_rate}."
+            )
+        if abs(curve[-1] - curve[-2]) < config.tolerance:
+            break
+    return params, curve
 
 
 def beside(
@@ -228,29 +214,27 @@ def cosine(a: Any, b: Any) -> float:
     return float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b))
 
 
-def check_start(params: Params) -> dict[str, Any]:
+def at_start(params: Params) -> dict[str, Any]:
     """The forward pass and the four gradients at the published weights."""
-    rule, true = named(lecture_rule(params)), named(true_gradient(params))
+
+    def by_rule(params: Params) -> dict[str, Any]:
+        return named(lecture_rule(params))
+
+    rule, true = by_rule(params), named(true_gradient(params))
     numeric = named(finite_differences(params))
     return {
         "forward": beside("forward", forward, params, computed=forward(params)),
         "gradient": beside(
-            "gradient",
-            lambda params: named(lecture_rule(params)),
-            params,
-            lecture=rule,
-            jax_grad=true,
-            finite_differences=numeric,
+            "gradient", by_rule, params, lecture=rule, jax_grad=true, finite_differences=numeric
         ),
         "cosine": {name: cosine(rule[name], true[name]) for name in "VWU"},
     }
 
 
-def check_training(config: Config, params: Params) -> dict[str, Any]:
+def after_training(config: Config, params: Params) -> dict[str, Any]:
     """The RMSE and the final weights of both trainings."""
-    train = make_train(config)
-    by_rule, rule_curve = train(lecture_rule, params)
-    by_grad, grad_curve = train(true_gradient, params)
+    by_rule, rule_curve = train(config, lecture_rule, params)
+    by_grad, grad_curve = train(config, true_gradient, params)
     updates = len(rule_curve) - 1
 
     def trained(params: Params) -> Any:
@@ -265,17 +249,14 @@ def check_training(config: Config, params: Params) -> dict[str, Any]:
     }
 
 
-def study(config: Config) -> dict[str, Any]:
-    """All the numbers, in float64."""
-    with jax.enable_x64(True):
-        params = start()
-        return {
-            "config": asdict(config),
-            "jax": jax.__version__,
-            "explanation": EXPLANATION,
-            **check_start(params),
-            **check_training(config, params),
-        }
+def measure(config: Config, say: Progress) -> dict[str, Any]:
+    """All the numbers."""
+    params = start()
+    say.expect(2)
+    say("gradients")
+    found = at_start(params)
+    say("training")
+    return {"explanation": EXPLANATION, **found, **after_training(config, params)}
 
 
 def table(section: dict[str, Any]) -> str:
@@ -323,38 +304,22 @@ Final weights (the published ones are those of the lecture's rule)
 {textwrap.fill(EXPLANATION, 88)}"""
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def draw(report: dict[str, Any], config: Config) -> Figure:
     """The RMSE of both trainings over the updates."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = plots.panels(size=(7, 4.5))
     for source, color, style in (("lecture", "C1", "--"), ("jax_grad", "C0", "-")):
         curve = report["rmse"][source]
         label = f"{NAMES[source]}: stops after {len(curve) - 1} updates"
         axes.semilogy(curve, style, color=color, label=label, marker="o", markevery=[-1])
-    axes.set(
-        title="A linear recurrent network learns to count: 1, then 2, 3",
-        xlabel="Weight updates",
-        ylabel="RMSE over the two steps (log scale)",
-    )
-    axes.grid(alpha=0.3)
+    axes.set(title="A linear recurrent network learns to count: 1, then 2, 3")
+    axes.set(xlabel="updates of the weights", ylabel="RMSE over the two steps")
     axes.legend(loc="upper right")  # "best" is slow, and warns when it is
-    figure.savefig(path, dpi=150)
+    return figure
 
 
-def run(config: Config) -> None:
-    """Runs the study, prints it, and writes numbers.json and rmse.png."""
-    with command.new_folder("counting", config.run) as folder:
-        report = study(config)
-        command.write_numbers(folder, report)
-        plot(report, folder / "rmse.png")
-    print(summary(report, config))
-    print(f"\nWritten: {folder / 'numbers.json'}, {folder / 'rmse.png'}")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
-    return command.exit_code(lambda: run(command.options(Config, PROGRAM, argv)))
-
+STUDY = Study(
+    "counting", Config, Config(quick=True), measure, summary, {"rmse.png": draw}, x64=True
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(STUDY.main())

@@ -427,6 +427,10 @@ def flow(test: str) -> str:
     return f"test_gradient_flow.py::test_{test}"
 
 
+def clipping(test: str) -> str:
+    return f"test_clipping.py::test_{test}"
+
+
 def chaos(test: str) -> str:
     return f"test_chaos.py::test_{test}"
 
@@ -456,7 +460,7 @@ CLIPPING = [
         "starts at h_0 = 0.5",
         "start = jax.nn.sigmoid(jnp.full(1, X_0, w.dtype))",
         "start = jnp.full(1, X_0, w.dtype)",
-        flow("the_error_surface_is_the_published_formula[5.0--2.6]"),
+        clipping("the_error_surface_is_the_published_formula[5.0--2.6]"),
     ),
 ]
 CHAOS = [
@@ -780,8 +784,8 @@ LABORATORY = [
     ("memory tasks", "experiments/memory_tasks/models.py", MODELS),
     ("memory tasks", "experiments/memory_tasks/search.py", SEARCH),
     ("memory tasks", "experiments/memory_tasks/lstm_1997.py", TABLE_1997),
-    ("gradient_flow", "experiments/gradient_flow/flow.py", GRADIENT_FLOW),
-    ("gradient_flow", "experiments/gradient_flow/clipping.py", CLIPPING),
+    ("gradient_flow", "experiments/gradient_flow.py", GRADIENT_FLOW),
+    ("clipping", "experiments/clipping.py", CLIPPING),
     ("chaos", "experiments/chaos.py", CHAOS),
 ]
 ALGORITHMS = [

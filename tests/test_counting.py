@@ -1,9 +1,9 @@
-"""The lecture's example: published figures, its rule, the true gradient, and the run folder."""
+"""The lecture's example: published figures, its rule, the true gradient."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ import pytest
 
 import rnn_jax
 from experiments import counting
-from experiments.harness.command import BadInput
 
 TRUE_DW = [[0.5248, 0.3812], [-3.0819, -2.2384]]
 TRUE_DU = [[-1.7682, 5.1988], [0.0, 0.0], [0.0, 0.0]]
@@ -26,7 +25,8 @@ def _float64() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def report() -> Any:
-    return counting.study(counting.Config())
+    with jax.enable_x64(True):
+        return counting.measure(counting.Config(), MagicMock())
 
 
 def by_hand(rng: np.random.Generator | None = None) -> tuple[Any, dict[str, np.ndarray]]:
@@ -124,29 +124,9 @@ def test_what_rounding_allows_bounds_random_roundings() -> None:
         assert (largest[k] > 0.3 * (bound[k] - 5e-5)).all()
 
 
-def test_a_run_writes_its_folder_and_takes_no_existing_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert counting.main(["--quick"]) == 0
-    folder = Path("runs/counting")
-    assert (folder / "rmse.png").read_bytes().startswith(b"\x89PNG")
-    before = (folder / "numbers.json").read_text()
-    numbers = json.loads(before)
-    assert numbers["updates"] == {"lecture": 55, "jax_grad": 49}
-    printed = capsys.readouterr().out
-    assert "55 updates" in printed
-    assert "49 updates" in printed
-    assert len(printed.splitlines()) < 60
-
-    assert counting.main(["--run", str(folder)]) == 2
-    assert "not overwritten" in capsys.readouterr().err
-    assert (folder / "numbers.json").read_text() == before
-
-
 def test_training_ends_at_max_updates() -> None:
-    train = counting.make_train(counting.Config(max_updates=2))
-    _, curve = train(counting.true_gradient, counting.start())
+    config = counting.Config(max_updates=2)
+    _, curve = counting.train(config, counting.true_gradient, counting.start())
     assert len(curve) == 3
 
 
@@ -154,24 +134,6 @@ def test_divergence_is_said_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert counting.main(["--learning-rate", "10"]) == 1
+    assert counting.STUDY.main(["--learning-rate", "10"]) == 1
     assert "diverged" in capsys.readouterr().err
     assert not Path("runs/counting").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("learning_rate", 0.0), ("learning_rate", np.nan), ("tolerance", -1.0), ("max_updates", 0)],
-)
-def test_nonsense_options(option: str, value: float) -> None:
-    with pytest.raises(BadInput, match=option):
-        counting.Config(**{option: value})  # type: ignore[arg-type]
-
-
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        counting.main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("--learning-rate", "--tolerance", "--max-updates", "--run", "--quick"):
-        assert word in text

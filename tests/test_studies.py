@@ -83,6 +83,22 @@ def of_checkpointing(numbers: dict[str, Any], text: str) -> None:
     assert numbers["counts"]["segments"][0][1] == 2
 
 
+def of_gradient_flow(numbers: dict[str, Any], text: str) -> None:
+    assert (text.count("reproduced"), text.count("NOT reproduced")) == (3, 0)
+    assert "  LSTM, forget bias 4               1.068\n" in text
+
+
+def of_clipping(numbers: dict[str, Any], text: str) -> None:
+    assert "clipping helps, reproduced" in text
+
+
+def of_counting(numbers: dict[str, Any], text: str) -> None:
+    assert numbers["updates"] == {"lecture": 55, "jax_grad": 49}
+    assert "lecture's rule  55 updates (56 evaluations" in text
+    assert "jax.grad        49 updates (50 evaluations" in text
+    assert (text.count(" agrees\n"), text.count(" differs\n")) == (11, 7)
+
+
 ROWS = {
     "bench": Row(
         of_bench,
@@ -121,6 +137,33 @@ ROWS = {
             ("--segments 1000", "expected less than T = 1000"),
             ("--lengths 100 100", "expected at least two lengths"),
             ("--budgets 1.5", "--budgets: got (1.5,), expected parts of one"),
+        ],
+    ),
+    "clipping": Row(
+        of_clipping,
+        [
+            ("--threshold 0", "--threshold: got 0"),
+            ("--updates 0", "--updates: got 0"),
+            ("--starts 0", "--starts: got 0"),
+        ],
+        fast=True,
+    ),
+    "counting": Row(
+        of_counting,
+        [
+            ("--learning-rate nan", "--learning-rate: got nan"),
+            ("--tolerance -1", "--tolerance: got -1"),
+            ("--max-updates 0", "--max-updates: got 0"),
+        ],
+        fast=True,
+    ),
+    "gradient_flow": Row(
+        of_gradient_flow,
+        [
+            ("--steps 1", "--steps: got 1"),
+            ("--threshold 0", "--threshold: got 0"),
+            ("--learning-rate inf", "--learning-rate: got inf"),
+            ("--quick --scales 2", "--scales: got 2"),
         ],
     ),
 }
