@@ -266,8 +266,7 @@ def draw(numbers: dict[str, Any], config: Config) -> Figure:
     right.loglog(config.iterations, gaps, "o-", label="gradient through the iterations")
     right.set(title="Price that clears the market", xlabel="iterations in each period")
     right.set_ylabel("relative distance from the implicit gradient")
-    right.set_xticks(config.iterations, [str(n) for n in config.iterations])
-    right.minorticks_off()
+    plots.x_ticks(right, config.iterations)
     right.legend()
     return figure
 

@@ -291,9 +291,9 @@ def draw_rates(numbers: dict[str, Any], config: Config) -> Figure:
     ceiling = 10 * found["fixed"]["curve"][:, 0].max()
     for k, rule in enumerate(RULES):
         curves = np.where(found[rule]["curve"] < ceiling, found[rule]["curve"], np.nan)
-        first, *_ = axes.semilogy(curves.T, color=f"C{k}", linewidth=0.9, alpha=0.8)
-        first.set_label(rule)
-    axes.set(title="Identification, a line for each first rate", xlabel="updates")
+        updates = range(config.rate_updates)
+        plots.lines(axes, updates, curves, rule, f"C{k}", linewidth=0.9, alpha=0.8)
+    axes.set(title="Identification, a line for each first rate", xlabel="updates", yscale="log")
     axes.set(ylabel="mean squared error (median of seeds)", ylim=(None, 30 * ceiling))
     axes.legend(title="factor of the rate", ncols=2, loc="upper right")
     return figure
