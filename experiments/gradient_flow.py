@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import rnn_jax
 from experiments.harness import command, plots
-from experiments.harness.plots import quartiles
+from experiments.harness.measure import quartiles
 from experiments.harness.study import Options, Progress, Study, verdict
 from rnn_jax import diagnostics, gradients, initializers
 

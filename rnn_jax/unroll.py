@@ -66,7 +66,7 @@ def unroll(
         one more forward pass.
       budget: bytes that the backward pass of one sequence may keep; the longest segments that fit
         are taken, none if all fits. A batch of B sequences keeps B times as much.
-      plan: how the loop is run; the default is what measured best (`experiments.bench.choices`).
+      plan: how the loop is run; the default is what measured best (`experiments.bench --plans`).
 
     Returns:
       ``(state, ys)``: the state after the last step run, and the outputs [T, H].

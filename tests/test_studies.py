@@ -99,6 +99,39 @@ def of_counting(numbers: dict[str, Any], text: str) -> None:
     assert (text.count(" agrees\n"), text.count(" differs\n")) == (11, 7)
 
 
+def of_market(numbers: dict[str, Any], text: str) -> None:
+    m, price = numbers["market"], numbers["price"]
+    assert m["inputs"] == 72
+    assert m["gap"]["all runs at once"] < 1e-12
+    assert m["gap"]["a run for each"] < 1e-4
+    assert m["ratio"]["a run for each"] > 4
+    assert price["gap"][0] > 1e-4
+    assert max(price["gap"][-1], price["gap_newton"]) < 1e-9
+    assert price["bytes"][-1] > 5 * price["bytes_implicit"]
+    assert text.count(": reproduced") == 2
+
+
+def of_ordered_derivatives(numbers: dict[str, Any], text: str) -> None:
+    found = numbers["ordered"]
+    assert (
+        max(found["gap_jax"], found["gap_perturbation"], *numbers["lags"]["gap"].values()) < 1e-12
+    )
+    assert found["backward_products"] < found["perturbation_products"]
+    assert text.count(": reproduced") == 2
+
+
+def of_plant(numbers: dict[str, Any], text: str) -> None:
+    plant, rates = numbers["plant"], numbers["rates"]
+    one, simulation = (np.median(plant[way]["nrmse"]) for way in ("one step", "simulation"))
+    assert simulation < 0.9 * one < 0.2
+    guarded = rates["the same, at least 0.3"]
+    assert np.min(guarded["last_rate"]) > 10 * numbers["config"]["rates"][0]
+    assert np.max(guarded["loss"]) < np.min(rates["fixed"]["loss"][0])
+    for last, first in zip(rates["fixed"]["last_rate"], numbers["config"]["rates"], strict=True):
+        assert set(last) == {first}
+    assert text.count(": reproduced") == 2
+
+
 ROWS = {
     "bench": Row(
         of_bench,
@@ -164,6 +197,27 @@ ROWS = {
             ("--threshold 0", "--threshold: got 0"),
             ("--learning-rate inf", "--learning-rate: got inf"),
             ("--quick --scales 2", "--scales: got 2"),
+        ],
+    ),
+    "market": Row(
+        of_market,
+        [
+            ("--iterations 5 0", "--iterations: got 0"),
+            ("--rounds 0", "--rounds: got 0"),
+            ("--seconds nan", "--seconds: got nan"),
+        ],
+    ),
+    "ordered_derivatives": Row(
+        of_ordered_derivatives,
+        [("--inputs 0", "--inputs: got 0"), ("--entries 0", "--entries: got 0")],
+    ),
+    "plant": Row(
+        of_plant,
+        [
+            ("--seeds 0", "--seeds: got 0"),
+            ("--rates 0.1 -1", "--rates: got -1"),
+            ("--noises nan", "--noises: got nan"),
+            ("--rate-updates 0", "--rate-updates: got 0"),
         ],
     ),
 }

@@ -139,6 +139,11 @@ def _by_path(tree: Any) -> dict[str, np.ndarray]:
     return {name(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in paths}
 
 
+def apart(found: Any, expected: Any) -> float:
+    """The largest difference of two arrays, relative to the largest entry of the second."""
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
+
+
 def product_rate(size: int = 2048, repeats: int = 8) -> float:
     """The best rate of a float32 matrix product here, in operations a second."""
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)

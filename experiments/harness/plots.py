@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.harness.measure import quartiles
+
 LN2 = float(np.log(2))
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
@@ -28,11 +30,6 @@ def panels(
     """A figure and its axes, as `matplotlib.figure.Figure.subplots` gives them; size in inches."""
     figure = Figure(figsize=size)
     return figure, figure.subplots(rows, columns, **options)
-
-
-def quartiles(values: Any, axis: int = 0) -> np.ndarray:
-    """25, 50 and 75 % of values over an axis, as the first axis."""
-    return np.quantile(np.asarray(values), (0.25, 0.5, 0.75), axis=axis)
 
 
 def ribbon(
@@ -55,12 +52,6 @@ def lines(axes: Axes, x: Any, rows: Any, label: str, color: str, **style: Any) -
     """A line for each row, as one for each seed, under one name in the legend."""
     for number, row in enumerate(rows):
         axes.plot(x, row, color=color, label=None if number else label, **style)
-
-
-def x_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks at these values alone, written as they are; on a logarithmic axis set it first."""
-    axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set_xticks([], minor=True)
 
 
 def x_ticks(axes: Axes, values: Sequence[float]) -> None:
