@@ -196,7 +196,8 @@ def parse(app: Application, argv: Sequence[str]) -> Any:
         raise BadInput(f"got {' and '.join(map(command.flag, given))}, expected one of them")
     if found.resume is None:
         config = command.parse(app.config, app.quick, app.program, argv)
-        return dataclasses.replace(config, **{n: None for n in LENGTHS if given and n not in given})
+        others: Any = {name: None for name in LENGTHS if given and name not in given}
+        return dataclasses.replace(config, **others)
     saved = run_folder.read(found.resume, app.name, app.config).config
     saved = dataclasses.replace(saved, resume=found.resume)
     argv = [a for a in argv if not (a == "--quick" and saved.quick)]  # it is set already

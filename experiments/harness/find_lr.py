@@ -39,15 +39,16 @@ def find(app: Application, config: Any, stop: train.Stop) -> None:
         raise BadInput(command.one_line(error)) from error
     with command.new_folder(f"{app.name}-find-lr", config.run) as folder:
         rates, losses = sweep(config, model, data, stop)
-        if stop():
+        if stop.received is not None:
             raise Failed(f"stopped by {stop.received.name}; nothing was chosen")
-        numbers = {"rates": rates, "losses": losses, "choices": choices(rates, losses)}
+        found = choices(rates, losses)
+        numbers = {"rates": rates, "losses": losses, "choices": found}
         command.write_numbers(folder, numbers)
-        write_files(folder, {"find_lr.png": lambda: draw(**numbers, title=data.text)})
-    rate = suggested(numbers["choices"])
-    for name, value in numbers["choices"].items():
+        write_files(folder, {"find_lr.png": lambda: draw(rates, losses, found, data.text)})
+    for name, value in found.items():
         command.say(f"{name:<28}{value:.2g}")
     command.say(f"written: {folder}/numbers.json, find_lr.png")
+    rate = suggested(found)
     command.say(f"train with the middle one: {app.program} --learning-rate {rate:.2g}")
 
 

@@ -218,5 +218,5 @@ def best_net(row: dict[str, Any] | None) -> int:
     return int(np.argmin([scores["loss"] for scores in nets]))
 
 
-def _mean(values: np.ndarray, good: np.ndarray) -> float | None:
+def _mean(values: Any, good: Any) -> float | None:
     return float(np.mean(values[good])) if good.any() else None

@@ -47,18 +47,23 @@ def train_or_resume(app: Application, config: Any, stop: train.Stop) -> None:
         session = _new(app, config) if config.resume is None else _resume(app, config)
     except (OSError, ValueError) as error:
         raise BadInput(command.one_line(error)) from error
-    state, log = session.state, None
-    if not stop():
-        state, log = _train(session, stop)
-    if not stop():
-        _finish(session, state, log.rows)
+    if stop():  # while all was made ready
+        _say_stopped(session, session.state, stop)
         return
-    if log is not None:
-        _save(session, state)
-        _draw(session, log.rows)
+    state, rows = _train(session, stop)
+    if not stop():
+        _finish(session, state, rows)
+        return
+    _save(session, state)
+    _draw(session, rows)
+    _say_stopped(session, state, stop)
+
+
+def _say_stopped(session: Session, state: train.TrainState, stop: train.Stop) -> None:
+    assert stop.received is not None
     command.say(
         f"\nstopped by {stop.received.name} after step {train.step_of(state)}; everything is "
-        f"saved. Go on with\n{app.program} --resume {session.folder}"
+        f"saved. Go on with\n{session.app.program} --resume {session.folder}"
     )
 
 
@@ -186,7 +191,7 @@ def scores(model: Model, params: Any, data: Data, nets: int) -> list[dict[str, f
     return found
 
 
-def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, learning.Log]:
+def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, list[dict[str, Any]]]:
     _, config, steps, data, model, nets, run, state, folder, checkpoints = session
     done = train.step_of(state)
     rows = run_folder.read_rows(folder, done)
@@ -237,7 +242,7 @@ def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, learni
         raise Failed(f"{folder}: nothing can be saved any more: {error}") from error
     finally:
         log.close()
-    return state, log
+    return state, rows
 
 
 def _position(data: Data) -> Any:
