@@ -1,21 +1,25 @@
 """Checkpoints: atomic, checked when they are read, the best and the last kept."""
 
+import contextlib
 import json
 import math
 import os
 import re
 import shutil
+import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnn_jax.train import TrainState
+from rnn_jax import _leaves, _lock
+
+Tree = TypeVar("Tree")
 
 # A checkpoint is a folder NUMBER-step-STEP with the arrays as orbax writes them, what they are
 # (about.json) and the checksum of every file (checksums.json).
@@ -29,6 +33,7 @@ class Saved(NamedTuple):
     step: int  # of the train state
     loss: float | None  # validation loss, if one was given and finite
     path: Path
+    position: Any = None  # JSON, as it was given to `save`
 
 
 class Checkpoints:
@@ -36,15 +41,16 @@ class Checkpoints:
 
     A save is atomic: killed at any moment, it leaves the earlier checkpoints as they were, and the
     next opening removes what is half done. Arrays come back to the bit, or not at all: the
-    checksum of every file, the structure, shapes and dtypes are compared. One process may write to
-    a folder, any number may read. Nothing is pickled.
+    checksum of every file, the structure, shapes and dtypes are compared. One process at a time may
+    write to a folder, from the opening until its last `Checkpoints` of the folder is gone; any
+    number may read. Nothing is pickled.
 
     Args:
-      folder: made if it is not there.
+      folder: made if it is not there; any name that a folder may have.
       read_only: change nothing on disk, for a process that only generates or evaluates.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written, or another process writes to it.
       ValueError: a checkpoint in it cannot be read.
 
     Example:
@@ -64,11 +70,12 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute()
-        self._read_only = read_only
+        self._lock: _lock.FolderLock | None = None
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         if not read_only:
             self._make_writable()
-        self._saved = self._find()
+        self._saved: list[Saved] = []
+        self._look()
         if not read_only:
             self._forget_all_but_best_and_last()
 
@@ -83,53 +90,53 @@ class Checkpoints:
         known = [saved for saved in self._saved if saved.loss is not None]
         return min(known, key=lambda saved: (saved.loss, saved.number), default=None)
 
-    def save(self, train_state: TrainState, loss: Any = None, position: Any = None) -> Saved:
+    def save(self, train_state: Any, loss: Any = None, *, position: Any = None) -> Saved:
         """Saves `train_state`; then deletes every checkpoint that is neither the last nor the best.
 
         Args:
-          train_state: any pytree of arrays with a field `step`, typed PRNG keys included.
+          train_state: any pytree of arrays and numbers with a field or a key `step`, typed PRNG
+            keys included: a `TrainState`, your own NamedTuple or dataclass, a dict. The steps of
+            nets that are trained side by side, [K], are equal.
           loss: validation loss, a number; the lowest is the best. None, NaN or inf: never the best.
+          position: what else belongs to this checkpoint, a JSON value, for example where an
+            iterator over the data stands; `Saved.position` has it.
 
         Returns:
           The `Saved` checkpoint, which is on disk by then.
 
         Raises:
+          TypeError: there is no `step`, or a leaf or the position cannot be stored.
           OSError: it could not be written, say because the disk is full.
         """
-        if self._read_only:
-            raise ValueError(f"{self.folder}: was opened with read_only=True, so nothing is saved")
-        self._remove_leftovers()
-        arrays, leaves = _pack(train_state)
+        self._check_writable()
+        step, position = _step(train_state), _json("position", position)
+        arrays, leaves = _leaves.pack(train_state)
+        self._look()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
-        number, step = (
-            (self.last.number if self.last else 0) + 1,
-            int(np.ravel(train_state.step)[0]),
-        )
-        saving = self.folder / f"{number:06d}-step-{step}{_SAVING}"
+        number = (self.last.number if self.last else 0) + 1
+        about = {"number": number, "step": step, "loss": loss, "position": position}
+        self._remove_leftovers()
         try:
-            saving.mkdir()
-            self._orbax.save(saving / "arrays", args=ocp.args.PyTreeSave(arrays))
-            about = {"number": number, "step": step, "loss": loss, "arrays": leaves}
-            (saving / "about.json").write_text(json.dumps(about))
-            (saving / "checksums.json").write_text(json.dumps(_sync(saving)))
-            path = saving.rename(saving.with_suffix(""))  # from here on it exists
+            path = self._write(about | {"arrays": leaves}, arrays)
         except Exception as error:  # orbax and tensorstore raise in their own ways
             why = str(error).split(" [tensorstore_spec")[0]
             raise OSError(
                 f"{self.folder}: step {step} could not be saved ({why}). The earlier "
                 "checkpoints are as they were; make room on the disk, or choose another folder."
             ) from error
-        self._saved.append(Saved(number, step, loss, path))
+        self._saved.append(Saved(number, step, loss, path, position))
         self._forget_all_but_best_and_last()
         return self._saved[-1]
 
-    def restore(self, which: str = "last", *, like: TrainState) -> TrainState:
+    def restore(self, which: str = "last", *, like: Tree) -> Tree:
         """Reads a checkpoint back to the bit.
 
         Args:
           which: "last" or "best".
           like: what is expected: a train state, or ``jax.eval_shape(lambda: train.init(...))``,
-            which costs no memory. Arrays go to the devices of `like` where it names any.
+            which costs no memory. Arrays go to the devices of `like` where it names any. A part
+            that is None is not read: ``like=state._replace(opt_state=None, carry=None)`` gets the
+            params whatever the optimizer was.
 
         Returns:
           The saved train state, in the structure of `like`.
@@ -138,15 +145,38 @@ class Checkpoints:
           FileNotFoundError: there is no such checkpoint.
           ValueError: it has another structure, shape or dtype than `like`; or it is damaged.
         """
-        saved = self._pick(which)
-        about = {entry["path"]: entry for entry in _read_about(saved.path)["arrays"]}
-        leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-        about = {p: e for p, e in about.items() if p in leaves}
-        _check_alike(saved.path, about, leaves)
-        _check_files(saved.path)
-        arrays = self._orbax.restore(saved.path / "arrays", args=ocp.args.PyTreeRestore())
-        restored = [_unpack(arrays, about[path], leaf) for path, leaf in leaves.items()]
+        path = self._pick(which).path
+        pairs = _leaves.match(path, _read_about(path)["arrays"], like)
+        _check_files(path)
+        wanted = {entry["number"]: 0 for entry, _ in pairs if math.prod(entry["stored"][1])}
+        arrays = self._read(path, wanted) if wanted else {}
+        restored = [_leaves.unpack(arrays, entry, leaf) for entry, leaf in pairs]
         return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+    def _write(self, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:
+        name = f"{about['number']:06d}-step-{about['step']}"
+        saving = self.folder / f"{name}{_SAVING}"
+        saving.mkdir()
+        if arrays:  # orbax takes no empty tree
+            with _plain(self.folder) as folder:
+                self._orbax.save(folder / saving.name / "arrays", args=ocp.args.PyTreeSave(arrays))
+        (saving / "about.json").write_text(json.dumps(about))
+        (saving / "checksums.json").write_text(json.dumps(_sync(saving)))
+        return saving.rename(saving.with_suffix(""))  # from here on it exists
+
+    def _read(self, path: Path, wanted: dict[str, int]) -> dict[str, np.ndarray]:
+        args = ocp.args.PyTreeRestore(wanted, partial_restore=True)
+        with _plain(self.folder) as folder:
+            return self._orbax.restore(folder / path.name / "arrays", args=args)
+
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"{self.folder}: was opened with read_only=True, so nothing is saved")
+        if not self._lock.held:
+            raise OSError(
+                f"{self.folder}: was opened for writing by the process from which this one was "
+                "forked, and only that one may save. Save there, or choose another folder here."
+            )
 
     def _make_writable(self) -> None:
         try:
@@ -154,7 +184,10 @@ class Checkpoints:
             probe = self.folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
+            self._lock = _lock.hold(self.folder)
             self._remove_leftovers()
+        except BlockingIOError:  # another process has the lock
+            raise
         except OSError as error:
             raise type(error)(
                 f"{self.folder}: no checkpoint can be written here ({error}). Choose another "
@@ -166,18 +199,18 @@ class Checkpoints:
             for leftover in self.folder.glob("*-step-*" + suffix):
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def _find(self) -> list[Saved]:
-        found = []
+    def _look(self) -> None:
+        """Sees what other objects, in this process and for a reader in others, have saved since."""
+        known, found = {saved.path: saved for saved in self._saved}, []
         for path in self.folder.glob("*-step-*"):
             if re.fullmatch(r"\d+-step-\d+", path.name):
                 try:
-                    about = _read_about(path)
+                    found.append(known.get(path) or _read_saved(path))
                 except ValueError:
-                    if not path.exists():  # the process that writes here has just deleted it
-                        continue
-                    raise
-                found.append(Saved(about["number"], about["step"], about["loss"], path))
-        return sorted(found)
+                    if path.exists():
+                        raise
+                    # else the process that writes here has just deleted it
+        self._saved = sorted(found, key=lambda saved: saved.number)
 
     def _forget_all_but_best_and_last(self) -> None:
         keep = (self.best, self.last)
@@ -189,6 +222,7 @@ class Checkpoints:
     def _pick(self, which: str) -> Saved:
         if which not in ("last", "best"):
             raise ValueError(f'which: got {which!r}, expected "last" or "best"')
+        self._look()
         saved = self.last if which == "last" else self.best
         if saved is None:
             loss = "" if which == "last" else " with a finite loss"
@@ -214,6 +248,11 @@ def _read_about(path: Path) -> dict[str, Any]:
     return json.loads((path / "about.json").read_text())
 
 
+def _read_saved(path: Path) -> Saved:
+    about = _read_about(path)
+    return Saved(about["number"], about["step"], about["loss"], path, about.get("position"))
+
+
 def _check_files(path: Path, names: Iterable[str] | None = None) -> None:
     """Raises if one of the files, by default any, is not what was saved."""
     name = "checksums.json"
@@ -234,51 +273,50 @@ def _damaged(path: Path, name: str, problem: Any) -> ValueError:
     )
 
 
-def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Arrays by number, as orbax takes them, and for each leaf what it was."""
-    arrays, about = {}, []
-    for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
-        is_key = _is_key(leaf)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        entry: dict[str, Any] = {"path": _name(path), "looks": _looks(leaf), "number": str(number)}
-        entry["stored"] = [str(array.dtype), list(array.shape)]
-        entry["prng"] = str(jax.random.key_impl(leaf)) if is_key else None
-        about.append(entry)
-        if array.size:  # orbax takes no empty array
-            arrays[str(number)] = array
-    return arrays, about
+def _step(tree: Any) -> int:
+    """The number of updates so far; nets side by side have one each."""
+    is_dict = isinstance(tree, Mapping)
+    step = tree.get("step") if is_dict else getattr(tree, "step", None)
+    kind = f"{type(tree).__name__} with {list(tree)}" if is_dict else type(tree).__name__
+    if step is None:
+        raise TypeError(
+            f"train_state: got {kind}, expected a pytree with a field or a key `step`, the number "
+            "of updates so far: a TrainState, another NamedTuple or dataclass, or a dict."
+        )
+    is_array = isinstance(step, jax.Array | np.ndarray | np.generic)
+    if type(step) is not int and not (is_array and jnp.issubdtype(step.dtype, np.integer)):
+        got = " ".join(repr(step).split())[:80]
+        raise TypeError(f"step: got {got} in {kind}, expected an integer or integers")
+    distinct = np.unique(np.asarray(step))
+    if len(distinct) != 1 or distinct[0] < 0:
+        raise ValueError(
+            f"step: got {distinct} in {kind}, expected one number of updates, 0 or more; nets that "
+            "are trained side by side are at the same step."
+        )
+    return int(distinct[0])
 
 
-def _unpack(arrays: dict[str, np.ndarray], entry: dict[str, Any], like: Any) -> Any:
-    dtype, shape = entry["stored"]
-    array = arrays[entry["number"]] if math.prod(shape) else np.zeros(shape, dtype)
-    committed = getattr(like, "committed", True)
-    place = getattr(like, "sharding", None) if committed else None
-    if entry["prng"] is None:
-        return jax.device_put(array, place, may_alias=False)
-    key = jax.random.wrap_key_data(jax.device_put(array, may_alias=False), impl=entry["prng"])
-    return key if place is None else jax.device_put(key, place)
+def _json(name: str, value: Any) -> Any:
+    """A copy of a value that JSON keeps as it is."""
+    try:
+        copy = json.loads(json.dumps(value, allow_nan=False))
+        if copy != value:
+            raise ValueError(f"it would come back as {copy!r:.80}")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: got {value!r:.80}, expected a JSON value ({error}): None, booleans, numbers, "
+            "strings, lists, and dicts with strings as keys."
+        ) from error
+    return copy
 
 
-def _check_alike(path: Path, about: dict[str, Any], leaves: dict[str, Any]) -> None:
-    for where in [*leaves, *about]:
-        got = about[where]["looks"] if where in about else "nothing"
-        expected = _looks(leaves[where]) if where in leaves else "nothing"
-        if got != expected:
-            raise ValueError(
-                f"{where}: got {got} in the checkpoint {path}, expected {expected}. It belongs to "
-                "another model or optimizer: build the one that it was saved with, or start a new "
-                "run."
-            )
-
-
-def _name(path: Any) -> str:
-    return "train_state" + jax.tree_util.keystr(path)
-
-
-def _looks(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """`folder` by a path that orbax takes: in [ ] * ? \\ : it sees more than characters."""
+    if re.fullmatch(r"[\w/ .,=+-]*", folder.relative_to(folder.anchor).as_posix()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "folder"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link

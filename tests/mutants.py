@@ -924,21 +924,15 @@ CHECKPOINT: list[Row] = [
         checkpoint("keeps_the_best_and_the_last"),
     ),
     (
-        "structure not checked",
-        "_check_alike(saved.path, about, leaves)",
-        "pass",
-        checkpoint("another_structure_names_the_path"),
-    ),
-    (
         "checksums not checked",
-        "        _check_files(saved.path)\n",
+        "        _check_files(path)\n",
         "",
         checkpoint("a_damaged_file_is_an_error_and_never_a_state[one bit]"),
     ),
     (
         "written in its place",
-        'f"{number:06d}-step-{step}{_SAVING}"',
-        'f"{number:06d}-step-{step}"',
+        'f"{name}{_SAVING}"',
+        'f"{name}"',
         checkpoint("a_save_that_dies_at_any_moment_does_no_harm"),
     ),
     (
@@ -946,6 +940,100 @@ CHECKPOINT: list[Row] = [
         "saved.path.with_suffix(_DELETED)",
         "saved.path",
         checkpoint("a_save_that_dies_at_any_moment_does_no_harm"),
+    ),
+    (
+        "nets side by side may be at different steps",
+        "if len(distinct) != 1 or distinct[0] < 0:",
+        "if distinct[0] < 0:",
+        checkpoint("what_has_no_step_says_what_it_got"),
+    ),
+    (
+        "position forgotten",
+        '"position": position}',
+        '"position": None}',
+        checkpoint("a_position_belongs_to_its_checkpoint"),
+    ),
+    (
+        "position changed by JSON",
+        "if copy != value:",
+        "if value is Ellipsis:",
+        checkpoint("a_position_that_json_would_change_is_refused"),
+    ),
+    (
+        "folder given to orbax as it is",
+        'if re.fullmatch(r"[\\w/',
+        'if folder or re.fullmatch(r"[\\w/',
+        checkpoint("a_folder_of_any_name[brackets]"),
+    ),
+    (
+        "blind to what others saved",
+        "        self._look()\n        loss = None",
+        "        loss = None",
+        checkpoint("objects_of_one_process_see_what_the_others_save"),
+    ),
+]
+LEAVES: list[Row] = [
+    (
+        "structure not checked",
+        "if _as_array(got) != _as_array(expected):",
+        "if got == expected == 'nothing':",
+        checkpoint("another_structure_names_the_path"),
+    ),
+    (
+        "None is a structure",
+        "if not any(_within(where, part) for part in nones)",
+        "if where",
+        checkpoint("what_is_none_is_not_read"),
+    ),
+    (
+        "None hides what begins alike",
+        'where.startswith((part + ".", part + "["))',
+        "where.startswith(part)",
+        checkpoint("a_part_that_only_begins_alike_is_still_compared"),
+    ),
+    (
+        "NumPy arrays become arrays of JAX",
+        "if isinstance(like, np.ndarray | np.generic):",
+        "if isinstance(like, np.generic):",
+        checkpoint("numbers_come_back_as_what_like_has"),
+    ),
+    (
+        "rounded in silence",
+        "if put.dtype != array.dtype:",
+        "if put.shape != array.shape:",
+        checkpoint("numbers_come_back_as_what_like_has"),
+    ),
+    (
+        "any leaf is stored",
+        "and _is_numeric(leaf.dtype):",
+        "and leaf.dtype:",
+        checkpoint("leaves_that_are_no_arrays_are_refused_with_their_path"),
+    ),
+]
+LOCK: list[Row] = [
+    (
+        "no lock",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        checkpoint("the_lock_goes_with_the_last_object_of_the_process"),
+    ),
+    (
+        "the process shuts itself out",
+        "if mine is not None:",
+        "if mine is True:",
+        checkpoint("the_lock_goes_with_the_last_object_of_the_process"),
+    ),
+    (
+        "no locks, no checkpoints",
+        "if error.errno in (errno.EAGAIN, errno.EACCES):",
+        "if error.errno:",
+        checkpoint("without_locks_it_goes_on"),
+    ),
+    (
+        "the child keeps the lock",
+        "        lock.close()\n    _HELD.clear()",
+        "        pass\n    _HELD.clear()",
+        checkpoint("a_forked_child_neither_saves_nor_keeps_the_lock"),
     ),
 ]
 
@@ -1299,6 +1387,8 @@ MUTANTS = [
     *table("train", "rnn_jax/train.py", TRAIN),
     *table("train kinds", "rnn_jax/train.py", TRAIN_KINDS),
     *table("checkpoint", "rnn_jax/checkpoint.py", CHECKPOINT),
+    *table("leaves", "rnn_jax/_leaves.py", LEAVES),
+    *table("lock", "rnn_jax/_lock.py", LOCK),
     *table("gradients", "rnn_jax/gradients/_types.py", GRADIENTS),
     *table("gradients: bptt", "rnn_jax/gradients/bptt.py", BPTT),
     *table("gradients: truncated", "rnn_jax/gradients/truncated.py", TRUNCATED),

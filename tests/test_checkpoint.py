@@ -1,8 +1,13 @@
 """Checkpoints: to the bit, checked, atomic under kill -9; the best and the last are kept."""
 
+import dataclasses
+import errno
+import fcntl
+import gc
 import hashlib
 import itertools
 import json
+import os
 import random
 import re
 import resource
@@ -10,6 +15,9 @@ import shutil
 import signal
 import sys
 import time
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +61,7 @@ def odd_state(seed: int = 0) -> train.TrainState:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def at(step: int, seed: int = 0) -> train.TrainState:
@@ -114,6 +122,367 @@ def test_arrays_go_to_the_devices_of_like(tmp_path: Path) -> None:
     assert got.params.w_h.sharding == both
     assert got.key.sharding.device_set == both.device_set
     assert len(Checkpoints(tmp_path).restore(like=fresh()).carry.devices()) == 1
+
+
+# ---- any pytree with a step
+
+
+class Mine(NamedTuple):
+    weights: Any
+    step: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Declared:
+    step: Any
+    weights: Any
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "NamedTuple": lambda step, weights: Mine(weights, step),
+    "dataclass": Declared,
+    "dict": lambda step, weights: {"step": step, "weights": weights},
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_any_pytree_with_a_step(make: Callable[..., Any], tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for steps in (jnp.int32(7), 8, np.int64(9), jnp.full(3, 10, jnp.int32), np.full((1, 2), 11)):
+        tree = make(steps, {"w": jax.random.normal(jax.random.key(1), (2, 3)), "none": None})
+        saved = checkpoints.save(tree)
+        assert saved.step == Checkpoints(tmp_path).last.step == int(np.max(steps))
+        got = checkpoints.restore(like=make(steps, {"w": jnp.zeros((2, 3)), "none": None}))
+        assert type(got) is type(tree)
+        assert [type(leaf) for leaf in jax.tree.leaves(got)] == [
+            type(leaf) for leaf in jax.tree.leaves(tree)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, got, tree)
+
+
+def test_what_has_no_step_says_what_it_got(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for tree, got in (
+        ([jnp.ones(2)], "got list, expected"),
+        (jnp.ones(2), "got ArrayImpl, expected"),
+        ({"w": jnp.ones(2), "b": 1}, r"got dict with \['w', 'b'\], expected"),
+        (optax.EmptyState(), "got EmptyState, expected"),
+        (Mine(jnp.ones(2), None), "got Mine, expected"),
+        (None, "got NoneType, expected"),
+    ):
+        with pytest.raises(TypeError, match=f"^train_state: {got} a pytree .* `step`"):
+            checkpoints.save(tree)
+    for step in (1.0, True, "3", jnp.ones(3), jax.random.key(0), jnp.array([True])):
+        with pytest.raises(TypeError, match=r"^step: got .* in Mine, expected an integer"):
+            checkpoints.save(Mine(jnp.ones(2), step))
+    for step in (jnp.array([4, 4, 5]), -1, np.zeros(0, np.int32)):
+        with pytest.raises(ValueError, match=r"^step: got \[.*\] in Mine, expected one number"):
+            checkpoints.save(Mine(jnp.ones(2), step))
+    assert names(tmp_path) == []
+
+
+def test_leaves_that_are_no_arrays_are_refused_with_their_path(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for leaf, got in (
+        ("adam", "got str 'adam'"),
+        (np.array(["a", "b"]), "got ndarray of dtype <U1"),
+        (np.array([None]), "got ndarray of dtype object"),
+        (np.float64(1).astype(np.longdouble), "got longdouble of dtype"),
+        (2**64, "got int '18446744073709551616'"),
+        (object(), "got object '<object"),
+        (jax.ShapeDtypeStruct, "got type"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"^train_state\['a'\]\[1\]: {got}.*, expected an array"
+        ):
+            checkpoints.save({"step": 1, "a": [None, leaf]})
+    assert names(tmp_path) == []
+
+
+def test_numbers_come_back_as_what_like_has(tmp_path: Path) -> None:
+    """Nothing is rounded on the way through a file, whatever JAX would make of it."""
+    tree = {
+        "step": 3,
+        "rate": 0.1,
+        "on": True,
+        "z": 1 - 2j,
+        "big": 2**63,
+        "np": np.float64(0.1),
+        "table": np.arange(3.0) / 3,
+        "long": np.array([2**40]),
+    }
+    Checkpoints(tmp_path).save(tree)
+    zeros = {name: value * 0 for name, value in tree.items()} | {"on": False}
+    got = Checkpoints(tmp_path).restore(like=zeros)
+    for name, value in tree.items():
+        assert type(got[name]) is type(value)
+        np.testing.assert_array_equal(got[name], value)
+        assert getattr(got[name], "dtype", None) == getattr(value, "dtype", None)
+    abstract = {name: None for name in tree} | jax.eval_shape(lambda: {"step": 0, "rate": 0.0})
+    got = Checkpoints(tmp_path).restore(like=abstract)
+    assert (got["step"].dtype, got["rate"].dtype) == (jnp.int32, jnp.float32)
+    assert (int(got["step"]), float(got["rate"])) == (3, float(np.float32(0.1)))
+    Checkpoints(tmp_path / "arrays").save({"step": jnp.int32(4)})
+    assert Checkpoints(tmp_path / "arrays").restore(like={"step": 0}) == {"step": jnp.int32(4)}
+    wide = {name: None for name in tree} | {"np": jax.ShapeDtypeStruct((), np.float64)}
+    with pytest.raises(ValueError, match=r"'np'\]: got float64 .* Turn on jax_enable_x64"):
+        Checkpoints(tmp_path).restore(like=wide)
+
+
+# ---- a part of it
+
+
+def test_what_is_none_is_not_read(tmp_path: Path) -> None:
+    state = odd_state(seed=3)
+    Checkpoints(tmp_path).save(state)
+    like = odd_state(seed=5)._replace(opt_state=None, key=None)
+    like = like._replace(carry=like.carry | {"h": None})
+    got = Checkpoints(tmp_path).restore(like=like)
+    assert (got.opt_state, got.key, got.carry["h"]) == (None, None, None)
+    assert bits(got.params) == bits(state.params)
+    assert bits(got.carry["a/b.c"]) == bits(state.carry["a/b.c"])
+    assert int(got.step) == int(state.step)
+    nothing = train.TrainState(*[None] * len(state))
+    assert Checkpoints(tmp_path).restore(like=nothing) == nothing
+
+
+class Alike(NamedTuple):
+    step: Any
+    a: Any
+    ab: Any
+
+
+def test_a_part_that_only_begins_alike_is_still_compared(tmp_path: Path) -> None:
+    Checkpoints(tmp_path).save(Alike(1, {"x": jnp.ones(2)}, jnp.ones(3)))
+    got = Checkpoints(tmp_path).restore(like=Alike(0, None, jnp.zeros(3)))
+    assert (got.step, got.a, got.ab.tolist()) == (1, None, [1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"^train_state\.ab: got .*, expected nothing"):
+        Checkpoints(tmp_path).restore(like=Alike(1, None, ()))
+
+
+@pytest.mark.parametrize(
+    "other", [optax.chain(optax.clip(1.0), optax.adam(0.1)), optax.adam(lambda count: 0.1)]
+)
+def test_another_optimizer_takes_the_params_alone(other: Any, tmp_path: Path) -> None:
+    """What its state would be nobody has saved: an error, unless the caller gives None."""
+    params = {"w": jnp.arange(3.0)}
+    state = train.init(params, None, optax.adam(0.1), jax.random.key(0))
+    Checkpoints(tmp_path).save(state)
+    like = train.init({"w": jnp.zeros(3)}, None, other, jax.random.key(1))
+    with pytest.raises(ValueError, match=r"opt_state.*like=state._replace\(opt_state=None\)"):
+        Checkpoints(tmp_path).restore(like=like)
+    got = Checkpoints(tmp_path).restore(like=like._replace(opt_state=None))
+    assert bits(got.params) == bits(params)
+    assert got.opt_state is None
+
+
+# ---- what goes with it
+
+
+def test_a_position_belongs_to_its_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    positions = [{"epoch": 1, "files": ["a", "ü"], "rest": None, "p": 0.1}, [3, {"x": True}], None]
+    for step, position in enumerate(positions):
+        saved = checkpoints.save(at(step), float(step), position=position)
+        assert saved.position == position
+        for seen in (checkpoints, Checkpoints(tmp_path, read_only=True)):
+            assert (seen.last.position, seen.best.position) == (position, positions[0])
+    positions[0]["files"].append("later")
+    assert checkpoints.best.position["files"] == ["a", "ü"]
+    about = checkpoints.best.path / "about.json"
+    about.write_text(about.read_text().replace('"epoch": 1', '"epoch": 2'))
+    with pytest.raises(ValueError, match="damaged"):
+        Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "position", [{1: 2}, (1, 2), b"x", {"a": float("nan")}, np.int64(3), np.ones(2), {"a": {3}}]
+)
+def test_a_position_that_json_would_change_is_refused(position: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^position: got .*, expected a JSON value"):
+        Checkpoints(tmp_path).save(at(1), position=position)
+    assert names(tmp_path) == []
+
+
+def test_a_checkpoint_from_before_there_were_positions(tmp_path: Path) -> None:
+    saved = Checkpoints(tmp_path).save(at(5, seed=5), 1.0)
+    about, sums = saved.path / "about.json", saved.path / "checksums.json"
+    old = json.loads(about.read_text())
+    del old["position"]
+    about.write_text(json.dumps(old))
+    changed = json.loads(sums.read_text()) | {"about.json": zlib.crc32(about.read_bytes())}
+    sums.write_text(json.dumps(changed))
+    assert Checkpoints(tmp_path).last == saved
+    assert bits(Checkpoints(tmp_path).restore(like=fresh())) == bits(at(5, seed=5))
+
+
+# ---- any folder
+
+
+ODD = {
+    "brackets": "lr=[0.1]",
+    "star": "a*b",
+    "question": "q?",
+    "spaces": " a b ",
+    "unicode": "ü 東🎼",
+    "newline": "new\nline",
+    "backslash": "back\\slash",
+    "scheme": "gs:",
+    "braces": "{a,b}",
+    "not": "[!x]",
+    "quotes": "'\"",
+    "minus": "-x",
+    "percent": "%41#",
+    "home": "~",
+    "variable": "$HOME",
+    "control": "\x01",
+    "no unicode": b"\xff\xfe".decode("utf-8", "surrogateescape"),
+}
+
+
+@pytest.mark.parametrize("name", ODD.values(), ids=ODD)
+def test_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    beside = Checkpoints(tmp_path / "axb")  # what a pattern in `name` might mean
+    beside.save(at(9, seed=9), 9.0)
+    untouched = {path: path.read_bytes() for path in every_file(tmp_path)}
+    folder = tmp_path / name / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0)):
+        checkpoints.save(at(step, seed=step), loss)
+    (folder / "000004-step-4.saving").mkdir()
+    again = Checkpoints(folder)
+    assert names(folder) == ["000002-step-2", "000003-step-3"]
+    assert bits(again.restore("best", like=fresh())) == bits(at(2, seed=2))
+    assert bits(again.restore("last", like=fresh())) == bits(at(3, seed=3))
+    with pytest.raises(ValueError, match="w_h: got "):
+        again.restore(like=but(params=fresh().params._replace(w_h=jnp.zeros(1))))
+    assert {path: path.read_bytes() for path in untouched} == untouched
+    assert {path.name for path in tmp_path.iterdir()} == {"axb", name}
+
+
+def test_a_folder_may_move_to_any_name(tmp_path: Path) -> None:
+    Checkpoints(tmp_path / "plain").save(at(1, seed=1))
+    (tmp_path / "plain").rename(tmp_path / "[1]\n")
+    assert bits(Checkpoints(tmp_path / "[1]\n").restore(like=fresh())) == bits(at(1, seed=1))
+
+
+# ---- one process writes
+
+
+def is_locked(folder: Path) -> bool:
+    """As another process would see it: the lock is on the open file."""
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def test_the_lock_goes_with_the_last_object_of_the_process(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a", target_is_directory=True)
+    objects = [Checkpoints(tmp_path / "a"), Checkpoints(link), Checkpoints(tmp_path / "a")]
+    other = Checkpoints(tmp_path / "b")
+    reader = Checkpoints(tmp_path / "a", read_only=True)
+    while objects:
+        assert is_locked(tmp_path / "a")
+        objects.pop().save(at(1))
+    gc.collect()
+    assert not is_locked(tmp_path / "a")
+    assert is_locked(other.folder)
+    assert reader.last is None
+    assert Checkpoints(tmp_path / "a").last.step == 1
+
+
+def test_a_folder_that_was_deleted_and_made_again_is_another(tmp_path: Path) -> None:
+    first = Checkpoints(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    second = Checkpoints(tmp_path / "a")
+    del first
+    gc.collect()
+    assert is_locked(second.folder)
+
+
+def test_without_locks_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    Checkpoints(tmp_path).save(at(1, seed=1))
+    monkeypatch.setattr("rnn_jax._lock.fcntl", None)
+    assert bits(Checkpoints(tmp_path).restore(like=fresh())) == bits(at(1, seed=1))
+
+
+def open_when_free(folder: str) -> None:
+    """A child: says why it cannot open the folder, opens it when it can, and holds it."""
+    signal.alarm(20)  # nobody waits for ever
+    said = False
+    while True:
+        try:
+            checkpoints = Checkpoints(folder)
+            break
+        except OSError as error:
+            if not said:
+                print(error)
+            said = True
+            time.sleep(0.01)
+    print("open", checkpoints.save(at(2, seed=2)).step)
+    time.sleep(600)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at(1, seed=1))
+    unfinished = tmp_path / "000002-step-2.saving"
+    unfinished.mkdir()  # the first process is in the middle of a save
+    with start_child(__file__, "open_when_free", tmp_path) as child:
+        assert child.stdout is not None
+        refused = child.stdout.readline()
+        assert refused.startswith(f"{tmp_path}: process {os.getpid()} on ")
+        assert "is writing here" in refused
+        assert "read_only=True" in refused
+        assert unfinished.exists()
+        del checkpoints
+        gc.collect()
+        assert child.stdout.readline() == "open 2\n"
+        with pytest.raises(BlockingIOError, match=f"process {child.pid} on .* is writing here"):
+            Checkpoints(tmp_path)
+        reader = Checkpoints(tmp_path, read_only=True)
+        assert bits(reader.restore(like=fresh())) == bits(at(2, seed=2))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert Checkpoints(tmp_path).save(at(3)).number == 3
+
+
+def fork(folder: str) -> None:
+    """A child with a child of its own, as a loader of data may be, which outlives it."""
+    checkpoints, state = Checkpoints(folder), at(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of forks
+        child = os.fork()
+    signal.alarm(20)
+    if child == 0:
+        try:
+            checkpoints.save(state)
+        except OSError as error:
+            print(os.getpid(), error)
+    time.sleep(600)
+
+
+def test_a_forked_child_neither_saves_nor_keeps_the_lock(tmp_path: Path) -> None:
+    with start_child(__file__, "fork", tmp_path) as child:
+        assert child.stdout is not None
+        orphan, refused = child.stdout.readline().split(maxsplit=1)
+        try:
+            assert "only that one may save" in refused
+            assert is_locked(tmp_path)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            Checkpoints(tmp_path).save(at(1))
+        finally:
+            os.kill(int(orphan), signal.SIGKILL)
 
 
 # ---- the best and the last
@@ -190,6 +559,18 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     ]
 
 
+def test_objects_of_one_process_see_what_the_others_save(tmp_path: Path) -> None:
+    first, second = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    reader = Checkpoints(tmp_path, read_only=True)
+    for step, (checkpoints, loss) in enumerate([(first, 2.0), (second, 1.0), (first, 3.0)]):
+        assert checkpoints.save(at(step, seed=step), loss).number == step + 1
+    assert names(tmp_path) == ["000002-step-1", "000003-step-2"]
+    for seen in (first, second, reader, Checkpoints(tmp_path)):
+        assert bits(seen.restore("best", like=fresh())) == bits(at(1, seed=1))
+        assert bits(seen.restore("last", like=fresh())) == bits(at(2, seed=2))
+        assert (seen.best.step, seen.last.step) == (1, 2)
+
+
 # ---- what does not fit
 
 
@@ -208,7 +589,7 @@ def but(**changes: Any) -> train.TrainState:
             but(carry=jnp.zeros((B, H), jnp.bfloat16)),
             r"^train_state.carry: got float32\[2, 4\] in .*, expected bfloat16\[2, 4\]",
         ),
-        (but(carry=None), r"^train_state.carry: got float32\[2, 4\] in .*, expected nothing"),
+        (but(carry=()), r"^train_state.carry: got float32\[2, 4\] in .*, expected nothing"),
         (
             but(carry={"h": jnp.zeros((B, H))}),
             r"^train_state.carry\['h'\]: got nothing in .*, expected float32\[2, 4\]",
@@ -485,6 +866,4 @@ def test_killed_at_22_random_moments(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"train_to_the_end": train_to_the_end, "fill_the_disk": fill_the_disk}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -27,6 +27,8 @@ LAYERS = (
     "generate",
     "tasks",
     "train",
+    "_lock",
+    "_leaves",
     "checkpoint",
     "data_parallel",
     "interop",
