@@ -303,7 +303,7 @@ def draw_tradeoff(found: dict[str, Any], config: Config) -> Figure:
     for axes in (left, right):
         axes.set(xlabel="memory, percent of the plain scan", xscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.grid(which="both")
+        axes.grid(True, which="both")
     left.legend(ncols=2)
     right.legend()
     return figure
