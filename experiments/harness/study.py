@@ -52,6 +52,10 @@ class Progress:
     def __call__(self, text: str) -> None:
         self.done()
         self._begun = True
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """What goes on within a piece of the work."""
         self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
     def done(self) -> None:
