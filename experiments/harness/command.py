@@ -73,8 +73,7 @@ def require(options: Any, name: str, holds: bool, expected: str) -> None:
 def at_least(options: Any, **least: float) -> None:
     """Raises BadInput for an option, or an entry of one, that is too small or not finite."""
     for name, smallest in least.items():
-        value = getattr(options, name)
-        for v in value if isinstance(value, tuple) else (value,):
+        for v in _entries(getattr(options, name)):
             if not smallest <= v < math.inf:
                 what = (
                     "an integer" if isinstance(smallest, int) and isinstance(v, int) else "a number"
@@ -85,10 +84,14 @@ def at_least(options: Any, **least: float) -> None:
 def above_zero(options: Any, *names: str) -> None:
     """Raises BadInput for an option, or an entry of one, that is not a number above 0."""
     for name in names:
-        value = getattr(options, name)
-        for v in value if isinstance(value, tuple) else (value,):
+        for v in _entries(getattr(options, name)):
             if not 0 < v < math.inf:
                 raise BadInput(f"{flag(name)}: got {v}, expected a number above 0")
+
+
+def _entries(value: Any) -> list[Any]:
+    """The numbers of an option, however deep they lie in tuples."""
+    return [n for v in value for n in _entries(v)] if isinstance(value, tuple) else [value]
 
 
 def some(options: Any, *names: str) -> None:
@@ -116,7 +119,8 @@ def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     """Makes the folder of a run; where the run fails before it has written, it goes again.
 
     Args:
-      name: of the command: the default is runs/name, or the first free one of runs/name-2, ...
+      name: of the command: the default is runs/name (a dot becomes an underscore), or the first
+        free one of runs/name-2, ...
       run: what was given as --run.
 
     Yields:
@@ -125,7 +129,7 @@ def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     Raises:
       BadInput: it exists or cannot be made.
     """
-    folder = run
+    folder, name = run, name.replace(".", "_")
     if folder is None:
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
         folder = next(path for n in names if not (path := Path("runs") / n).exists())

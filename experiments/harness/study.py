@@ -41,8 +41,8 @@ class Options:
 class Progress:
     """Says what is measured now: ``say("what")`` when a piece of the work begins."""
 
-    def __init__(self, folder: Path, bar: Any) -> None:
-        self._folder, self._bar, self._begun = folder, bar, False
+    def __init__(self, folder: Path, bar: Any, about: dict[str, Any]) -> None:
+        self._folder, self._bar, self._begun, self._about = folder, bar, False, about
 
     def expect(self, pieces: int) -> None:
         """How many pieces there will be, for the bar."""
@@ -65,7 +65,7 @@ class Progress:
 
     def keep(self, numbers: dict[str, Any]) -> None:
         """Writes numbers.json with what there is so far, so that nothing is lost on the way."""
-        command.write_numbers(self._folder, numbers)
+        command.write_numbers(self._folder, self._about | numbers)
 
 
 class Study(NamedTuple):
@@ -93,11 +93,11 @@ class Study(NamedTuple):
         config = command.parse(self.config, self.quick, self.program, argv)
         config.check()
         begin = time.monotonic()
+        about = {"config": dataclasses.asdict(config), "jax": jax.__version__}
         with command.new_folder(self.name, config.run) as folder:
-            with progress(folder) as say, jax.enable_x64(self.x64):
+            with progress(folder, about) as say, jax.enable_x64(self.x64):
                 numbers = self.measure(config, say)
             seconds = time.monotonic() - begin
-            about = {"config": dataclasses.asdict(config), "jax": jax.__version__}
             command.write_numbers(folder, about | {"seconds": seconds} | numbers)
             written = ["numbers.json", *write_files(folder, self.files, numbers, config)]
         print(self.text(numbers, config))
@@ -105,11 +105,11 @@ class Study(NamedTuple):
 
 
 @contextlib.contextmanager
-def progress(folder: Path) -> Iterator[Progress]:
-    """The bar of a study that measures into a folder."""
+def progress(folder: Path, about: dict[str, Any]) -> Iterator[Progress]:
+    """The bar of a study that measures into a folder; `about` stands in all that is kept."""
     interval = 0.1 if sys.stderr.isatty() else 15.0
     with tqdm(unit="piece", dynamic_ncols=True, mininterval=interval) as bar:
-        say = Progress(folder, bar)
+        say = Progress(folder, bar, about)
         yield say
         say.done()
 
