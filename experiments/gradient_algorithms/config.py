@@ -1,35 +1,29 @@
-"""The options."""
+"""The options, and what a part is."""
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from experiments.harness.command import BadInput
+from matplotlib.figure import Figure
+
+from experiments.gradient_algorithms.nets import CELLS
+from experiments.harness import command
+from experiments.harness.study import Options, Progress
 from rnn_jax.gradients import REGISTER
 
-Part = Literal["balancing", "exactness", "variance", "stream", "sweep", "cost", "bias"]
-PARTS: tuple[Part, ...] = (
-    "balancing",
-    "exactness",
-    "variance",
-    "stream",
-    "sweep",
-    "cost",
-    "bias",
-)
+Name = Literal["balancing", "exactness", "variance", "stream", "sweep", "cost", "bias"]
 
 
+# fmt: off
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """The gradient algorithms measured: exactness, bias, variance, cost, streams and sweeps.
 
-    Writes a figure for each part and numbers.json into a new folder."""
+    Writes a figure for each part and numbers.json into a new folder.
+    """
 
-    parts: tuple[Part, ...] = PARTS
+    parts: tuple[Name, ...] = get_args(Name)
     """What is measured."""
-    seed: int = 0
-    """Of all that is random."""
     balancing_steps: int = 60_000
     """Steps of the stream of influence balancing."""
     balancing_seeds: int = 20
@@ -62,53 +56,41 @@ class Config:
     """Hidden units of the nets that are truncated."""
     lengths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
     """Steps that truncation goes back, of 16."""
-    run: Path | None = None
-    """Folder for the results; it must not exist. Default: runs/gradient_algorithms, or the first
-    of runs/gradient_algorithms-2, ... that is free."""
-    quick: bool = False
-    """Smaller in every way, some algorithms on one cell: under a minute; options given
-    beside it still count."""
 
     def takes(self, name: str) -> bool:
         """Whether an algorithm, here with options after a comma, is to be measured."""
         return not self.algorithms or name.split(",")[0] in self.algorithms
 
     def check(self) -> None:
-        """Raises for what cannot be run."""
-        least = {"balancing_steps": 1000, "stream_steps": 100, "sweep_steps": 100, "draws": 2}
-        least |= {"balancing_seeds": 1, "variance_draws": 2, "nets": 1, "stream_seeds": 1}
-        least |= {"sweep_seeds": 1, "rounds": 1, "bias_units": 1}
-        for name, smallest in least.items():
-            if (value := getattr(self, name)) < smallest:
-                raise BadInput(f"{name}: got {value}, expected at least {smallest}")
+        super().check()
+        command.some(self, "parts", "variance_shapes", "units", "lengths")
+        command.at_least(self, balancing_steps=1000, balancing_seeds=1, draws=2, nets=1, rounds=1)
+        command.at_least(self, stream_steps=100, stream_seeds=1, sweep_steps=100, sweep_seeds=1)
+        command.at_least(self, variance_shapes=1, variance_draws=2, units=1, bias_units=1)
+        command.at_least(self, lengths=1)
         for name in ("stream_steps", "sweep_steps"):
-            if (value := getattr(self, name)) % 100:
-                raise BadInput(f"{name}: got {value}, expected a multiple of 100")
-        if unknown := sorted(set(self.algorithms) - set(REGISTER)):
-            known = ", ".join(REGISTER)
-            raise BadInput(f"algorithms: got {', '.join(unknown)}, expected some of {known}")
-        if not self.parts:
-            raise BadInput(f"parts: got none, expected some of {', '.join(PARTS)}")
-        sizes = itertools.chain(self.units, self.lengths, *self.variance_shapes)
-        if not (self.units and self.lengths and self.variance_shapes) or min(sizes) < 1:
-            raise BadInput("units, lengths, variance_shapes: expected positive numbers")
+            command.require(self, name, getattr(self, name) % 100 == 0, "a multiple of 100")
+        for name, known in (("algorithms", REGISTER), ("cells", CELLS)):
+            is_known = set(getattr(self, name)) <= set(known)
+            command.require(self, name, is_known, f"some of {', '.join(known)}")
 
 
 QUICK = Config(
-    balancing_steps=20_000,
-    balancing_seeds=4,
+    quick=True, balancing_steps=20_000, balancing_seeds=4,
     algorithms=("bptt", "truncated_bptt", "rtrl", "elementwise_rtrl", "snap", "uoro", "ok"),
-    cells=("elman",),
-    draws=300,
-    variance_shapes=((6, 8),),
-    nets=3,
-    stream_steps=20_000,
-    stream_seeds=2,
-    sweep_steps=10_000,
-    sweep_seeds=8,
-    units=(8,),
-    rounds=2,
-    bias_units=8,
+    cells=("elman",), draws=300, variance_shapes=((6, 8),), nets=3, stream_steps=20_000,
+    stream_seeds=2, sweep_steps=10_000, sweep_seeds=8, units=(8,), rounds=2, bias_units=8,
     lengths=(1, 4, 16),
-    quick=True,
 )
+# fmt: on
+
+
+class Part(NamedTuple):
+    """One thing that is measured, with what is said and drawn of it: pure functions."""
+
+    name: str
+    pieces: Callable[[Config], int]  # how often `measure` says what it does
+    measure: Callable[[Config, Progress], Any]  # (config, say) -> its numbers
+    text: Callable[[Any], list[str]]  # (numbers) -> lines
+    figure: Callable[[Any], Figure]
+    x64: bool = False  # measured in float64
