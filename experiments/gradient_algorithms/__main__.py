@@ -48,8 +48,8 @@ def figure(part: Part, found: dict[str, Any], config: Config) -> Figure | None:
     return part.figure(found[part.name]) if found.get(part.name) else None
 
 
-FILES = {f"{part.name}.png": partial(figure, part) for part in PARTS}
-STUDY = Study("gradient_algorithms", Config, QUICK, measure, text, FILES)
+FIGURES = {f"{part.name}.png": partial(figure, part) for part in PARTS}
+STUDY = Study("gradient_algorithms", Config, QUICK, measure, text, FIGURES)
 
 if __name__ == "__main__":
     sys.exit(STUDY.main())

@@ -63,35 +63,38 @@ def influence(steps: int) -> jax.Array:
     return run(jnp.array(0.5))
 
 
+def descend(gradient: Callable[..., Any], carry: Any, rate: float, updates: int) -> Any:
+    """``gradient(theta, carry) -> (carry, its value, loss)``; gives (theta, carry) and losses."""
+
+    def update(before: Any, _: None) -> tuple[Any, jax.Array]:
+        carry, grad, value = gradient(*before)
+        return (before[0] - rate * grad, carry), value
+
+    return jax.lax.scan(update, (jnp.array(0.5), carry), length=updates)
+
+
 def windows(k: int, steps: int) -> Callable[[], Any]:
     """Truncation: an update after each window of k steps; losses [steps // k]."""
     value_and_grad = algorithm("truncated_bptt", system(), k1=k, k2=k)
-    xs, targets = jnp.zeros(k), jnp.ones(k)
 
-    def update(carry: Any, _: None) -> tuple[Any, jax.Array]:
-        theta, s = carry
-        (total, s), grad = value_and_grad(theta, s, xs, targets)
-        return (theta - RATE * grad, s), total / k
+    def gradient(theta: jax.Array, s: jax.Array) -> tuple[Any, ...]:
+        (total, s), grad = value_and_grad(theta, s, jnp.zeros(k), jnp.ones(k))
+        return s, grad, total / k
 
-    def run() -> Any:
-        return jax.lax.scan(update, (jnp.array(0.5), jnp.ones(N)), length=steps // k)
-
-    return jax.jit(run)
+    return jax.jit(lambda: descend(gradient, jnp.ones(N), RATE, steps // k))
 
 
 def online(name: str, steps: int) -> Callable[[jax.Array], Any]:
-    """An update at every step; losses [steps]."""
+    """An update at every step, for each key; losses [keys, steps]."""
     learner, rate = algorithm(name, system()), NOISY_RATE if name == "uoro" else RATE
 
-    def update(before: Any, _: None) -> tuple[Any, jax.Array]:
-        theta, carry = before
+    def gradient(theta: jax.Array, carry: Any) -> tuple[Any, ...]:
         carry, info = learner.update(theta, carry, jnp.zeros(()), jnp.ones(()))
-        return (theta - rate * info.grads, carry), info.loss
+        return carry, info.grads, info.loss
 
     def run(key: jax.Array) -> Any:
-        theta = jnp.array(0.5)
-        carry = learner.init(theta, jnp.zeros(()), key=key)
-        return jax.lax.scan(update, (theta, carry), length=steps)
+        carry = learner.init(jnp.array(0.5), jnp.zeros(()), key=key)
+        return descend(gradient, carry, rate, steps)
 
     return jax.jit(jax.vmap(run))
 
@@ -126,7 +129,7 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
             "mean influence": float(d[:k].mean()),
             "why": "biased",
         }
-    for name in filter(config.takes, ONLINE):
+    for name in config.chosen(ONLINE):
         say(name)
         seeds = config.balancing_seeds if name == "uoro" else 1
         keys = jax.random.split(jax.random.key(config.seed), seeds)
@@ -191,8 +194,6 @@ def figure(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def pieces(config: Config) -> int:
-    return len(WINDOWS) + len(list(filter(config.takes, ONLINE)))
-
-
-PART = Part("balancing", pieces, measure, text, figure, x64=True)
+PART = Part(
+    "balancing", lambda c: len(WINDOWS) + len(c.chosen(ONLINE)), measure, text, figure, x64=True
+)

@@ -7,15 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import rnn_jax
+from experiments.gradient_algorithms import nets
 from experiments.gradient_algorithms.config import Config, Part
-from experiments.gradient_algorithms.nets import (
-    D,
-    Problem,
-    algorithm,
-    flat,
-    random_problem,
-    relative,
-)
 from experiments.harness import plots
 from experiments.harness.measure import quartiles
 from experiments.harness.study import Progress
@@ -30,25 +23,25 @@ OTHERS = "snap", "e_prop"
 
 def measure(config: Config, say: Progress) -> dict[str, Any]:
     """Quartiles over the nets of the relative error: [lengths, 3] of each kind, [3] of others."""
-    cell = rnn_jax.elman(D, config.bias_units)
+    cell = rnn_jax.elman(nets.D, config.bias_units)
     keys = jax.random.split(jax.random.key(config.seed), 4 * config.nets)
-    problems = jax.vmap(lambda key: random_problem(key, config.bias_units, T))(keys)
+    problems = jax.jit(jax.vmap(lambda key: nets.random_problem(key, config.bias_units, T)))(keys)
+
+    def gradients(name: str, **options: Any) -> jax.Array:
+        """[nets, P]."""
+        say(f"{name} {' '.join(f'{k} = {v}' for k, v in options.items())}")
+        return jax.jit(jax.vmap(nets.gradient(name, cell, **options)))(problems)
+
+    exact = gradients("bptt")
 
     def error(name: str, **options: Any) -> np.ndarray:
-        say(f"{name} {' '.join(f'{k} = {v}' for k, v in options.items())}")
-
-        def one(problem: Problem) -> jax.Array:
-            runs = algorithm(name, cell, **options), algorithm("bptt", cell)
-            params, xs, targets = problem
-            return relative(*(flat(run(params, None, xs, targets)[1]) for run in runs))
-
-        return quartiles(jax.jit(jax.vmap(one))(problems))
+        return quartiles(jax.vmap(nets.relative)(gradients(name, **options), exact))
 
     return {
         "lengths": config.lengths,
         "k1 = 1": [error("truncated_bptt", k1=1, k2=k) for k in config.lengths],
         "k1 = k2": [error("truncated_bptt", k1=k, k2=k) for k in config.lengths],
-        "others": {name: error(name) for name in filter(config.takes, OTHERS)},
+        "others": {name: error(name) for name in config.chosen(OTHERS)},
     }
 
 
@@ -81,7 +74,7 @@ def figure(found: dict[str, Any]) -> Figure:
 
 
 def pieces(config: Config) -> int:
-    return 2 * len(config.lengths) + len(list(filter(config.takes, OTHERS)))
+    return 1 + 2 * len(config.lengths) + len(config.chosen(OTHERS))
 
 
 PART = Part("bias", pieces, measure, text, figure, x64=True)

@@ -14,11 +14,8 @@ from rnn_jax.gradients import REGISTER
 
 STEPS = 64
 LONGER = 256  # for memory: what does not grow with T
-LEFT_OUT = ("elementwise_rtrl", "implicit")  # for other nets, and of another gradient
-
-
-def chosen(config: Config) -> list[str]:
-    return [name for name in REGISTER if name not in LEFT_OUT and config.takes(name)]
+# The two left out are for other nets, and of another gradient.
+NAMES = [name for name in REGISTER if name not in ("elementwise_rtrl", "implicit")]
 
 
 def measure(config: Config, say: Progress) -> list[dict[str, Any]]:
@@ -26,7 +23,7 @@ def measure(config: Config, say: Progress) -> list[dict[str, Any]]:
     rows = []
     for n in config.units:
         programs, held = {}, {}
-        for name in chosen(config):
+        for name in config.chosen(NAMES):
             say(f"compiling {name}, n = {n}")
             programs[name] = program(name, n, STEPS)
             held[name] = [programs[name].temporary]
@@ -34,11 +31,8 @@ def measure(config: Config, say: Progress) -> list[dict[str, Any]]:
                 held[name].append(program(name, n, LONGER).temporary)
         for name, seconds in times(programs, rounds=config.rounds).items():
             row = {"name": name, "n": n, "us a step": 1e6 * float(np.median(seconds)) / STEPS}
-            by_the_register = {
-                f"{what} by the register": getattr(REGISTER[name], what)
-                for what in ("time", "memory")
-            }
-            rows.append(row | {"bytes": held[name]} | by_the_register)
+            row |= {f"{w} by the register": getattr(REGISTER[name], w) for w in ("time", "memory")}
+            rows.append(row | {"bytes": held[name]})
     return rows
 
 
@@ -75,8 +69,4 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def pieces(config: Config) -> int:
-    return len(config.units) * len(chosen(config))
-
-
-PART = Part("cost", pieces, measure, text, figure)
+PART = Part("cost", lambda c: len(c.units) * len(c.chosen(NAMES)), measure, text, figure)

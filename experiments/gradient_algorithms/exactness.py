@@ -1,26 +1,18 @@
 """Every algorithm on every cell, against backpropagation through time in float64."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 import rnn_jax
 from experiments.gradient_algorithms.config import Config, Part
-from experiments.gradient_algorithms.nets import (
-    CELLS,
-    SMALL,
-    Problem,
-    algorithm,
-    flat,
-    loss,
-    relative,
-)
+from experiments.gradient_algorithms.nets import CELLS, SMALL, Problem, gradient, loss, relative
 from experiments.harness import plots
 from experiments.harness.study import Progress
 from rnn_jax.gradients import REGISTER, bptt
@@ -36,53 +28,43 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ok": {"rank": 1},
     "artbp": {"length": 3.0},
 }
-SHADES = {  # in the order of `shade`
+SHADES = {
     "refused, or does not settle": "0.93",
     "exact: relative error": "#b7e1b1",
     "unbiased: largest z of the mean, over all params": "#c6dbef",
     "biased: relative error (cosine)": "#fde0a8",
     "not what the register says": "#f4a582",
 }
+WRONG = 4
 
 
 def problem(cell: rnn_jax.Cell, seed: int) -> Problem:
     """Params in which nothing is zero, inputs and targets."""
     k_params, k_noise, k_x, k_y = jax.random.split(jax.random.key(seed), 4)
-    theta, restore = jax.flatten_util.ravel_pytree(cell.init(k_params))
+    theta, restore = ravel_pytree(cell.init(k_params))
     params = restore(theta + 0.2 * jax.random.normal(k_noise, theta.shape))
     return Problem(params, jax.random.normal(k_x, (T, D)), jax.random.normal(k_y, (T, H)))
 
 
-def exact(cell: rnn_jax.Cell, given: Problem) -> jax.Array:
-    """The gradient by `bptt`."""
-    run = algorithm("bptt", cell)
-    return jax.jit(lambda p: flat(run(p, None, given.xs, given.targets)[1]))(given.params)
-
-
-def settled(cell: rnn_jax.Cell, given: Problem) -> jax.Array:
-    """The gradient by `bptt` with each input held until the net settles."""
-    counts = jnp.tile(jnp.arange(HELD) == HELD - 1, T).astype(given.xs.dtype)
-    xs, targets = (jnp.repeat(a, HELD, axis=0) for a in given[1:])
+def exact(cell: rnn_jax.Cell, given: Problem, held: int) -> jax.Array:
+    """The gradient by `bptt`, each input being held for some steps, of which the last counts."""
+    counts = jnp.tile(jnp.arange(held) == held - 1, T).astype(given.xs.dtype)
+    xs, targets = (jnp.repeat(a, held, axis=0) for a in given[1:])
     run = bptt(cell, lambda y, target: loss(y, target[0]) * target[1])
-    return jax.jit(lambda p: flat(run(p, None, xs, (targets, counts))[1]))(given.params)
+    return jax.jit(lambda p: ravel_pytree(run(p, None, xs, (targets, counts))[1])[0])(given.params)
 
 
 def entry(
     name: str, cell: rnn_jax.Cell, given: Problem, truth: jax.Array, keys: Any
 ) -> dict[str, Any]:
     """One entry of the matrix; "why" where the algorithm refuses the cell."""
-    kind, (params, xs, targets) = REGISTER[name].kind, given
-    run = algorithm(name, cell, **OPTIONS.get(name, {}))
+    kind, run = REGISTER[name].kind, gradient(name, cell, **OPTIONS.get(name, {}))
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
-    def estimates(params: Any) -> jax.Array:
-        one = functools.partial(run, params, None, xs, targets)
-        if kind == "unbiased":
-            return jax.vmap(lambda key: flat(one(key=key)[1]))(keys)
-        return flat(one()[1])[None]
+    def estimates(given: Problem) -> jax.Array:
+        return jax.vmap(run, (None, 0))(given, keys) if kind == "unbiased" else run(given)[None]
 
     try:
-        got = estimates(params)
+        got = jax.jit(estimates, compiler_options=FAST_COMPILE)(given)
     except (TypeError, ValueError) as error:
         return {"kind": kind, "why": str(error)}
     if np.isnan(got).all():
@@ -115,7 +97,7 @@ def scores(draws: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 def pairs(config: Config) -> tuple[list[str], list[str]]:
     """The rows and the columns that were asked for."""
     columns = [name for name in CELLS if name in (config.cells or CELLS)]
-    return list(filter(config.takes, REGISTER)), columns
+    return config.chosen(REGISTER), columns
 
 
 def measure(config: Config, say: Progress) -> dict[str, Any]:
@@ -126,34 +108,23 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
     for column in columns:
         say(f"the truth, {column}")
         cell, given = CELLS[column], problem(CELLS[column], config.seed)
-        truth = exact(cell, given)
+        truth = exact(cell, given, 1)
         for name in rows:
             say(f"{name}, {column}")
-            right = settled(cell, given) if name == "implicit" else truth
+            right = exact(cell, given, HELD) if name == "implicit" else truth
             found[name][column] = entry(name, cell, given, right, keys)
     return found
 
 
-def holds(entry: dict[str, Any]) -> bool:
-    """Whether the entry is what the register promises of it."""
-    if "why" in entry:
-        return True
-    if entry["kind"] == "exact":
-        return entry["error"] < EXACT
-    if entry["kind"] == "unbiased":
-        return entry["largest z"] < 5 and entry["not drawn"] < 1e-10
-    return True
-
-
 def shade(entry: dict[str, Any]) -> int:
-    """The colour of the entry."""
+    """What the entry is, as a number of SHADES."""
     if "why" in entry:
         return 0
-    if not holds(entry):
-        return 4
     if entry["kind"] == "unbiased":
-        return 2
-    return 1 if entry["error"] < EXACT else 3
+        return 2 if entry["largest z"] < 5 and entry["not drawn"] < 1e-10 else WRONG
+    if entry["error"] < EXACT:
+        return 1
+    return 3 if entry["kind"] == "biased" else WRONG
 
 
 def short(entry: dict[str, Any]) -> str:
@@ -181,7 +152,7 @@ def text(found: dict[str, Any]) -> list[str]:
     entries = [(name, entry) for name, row in found.items() for entry in row.values()]
     reasons = {name: entry["why"] for name, entry in entries if "why" in entry}
     lines += [f"  -: {name}: {why}" for name, why in reasons.items()]
-    agree = sum(holds(entry) for _, entry in entries)
+    agree = sum(shade(entry) != WRONG for _, entry in entries)
     served = sum("why" not in entry for _, entry in entries)
     lines.append(
         f"  {served} of {len(entries)} pairs served; {agree} of {len(entries)} as the register "
@@ -195,17 +166,15 @@ def figure(found: dict[str, Any]) -> Figure:
     table = [[row[c] for c in columns] for row in found.values()]
     size = max(7.0, 2.6 + 1.05 * len(columns)), 1.8 + 0.42 * len(found)
     figure, axes = plots.panels(size=size)
-    plots.matrix(
-        axes,
-        [[shade(entry) for entry in row] for row in table],
-        list(found),
-        [c.replace("_", "\n", 1) for c in columns],
-        [[short(entry) for entry in row] for row in table],
-        dark=len(SHADES),
-        cmap=ListedColormap(list(SHADES.values())),
-        vmin=-0.5,
-        vmax=len(SHADES) - 0.5,
-    )
+    shades = [[shade(entry) for entry in row] for row in table]
+    texts = [[short(entry) for entry in row] for row in table]
+    names = list(found), [c.replace("_", "\n", 1) for c in columns]
+    colors: dict[str, Any] = {
+        "cmap": ListedColormap(list(SHADES.values())),
+        "vmin": 0,
+        "vmax": WRONG,
+    }
+    plots.matrix(axes, shades, *names, texts, dark=WRONG, **colors)
     axes.set_xticks(np.arange(len(columns)) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(found)) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5, alpha=1)

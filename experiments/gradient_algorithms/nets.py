@@ -1,5 +1,6 @@
 """The nets and the algorithms that several parts share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,16 +66,21 @@ def algorithm(name: str, cell: rnn_jax.Cell, **options: Any) -> Any:
     return REGISTER[name].algorithm(cell, loss, **REGISTER[name].options | options)
 
 
+def gradient(name: str, cell: rnn_jax.Cell, **options: Any) -> Callable[..., jax.Array]:
+    """``(problem, key=None) -> [P]``: the gradient alone, of a sequence from its first state."""
+    run = algorithm(name, cell, **options)
+
+    def grads(given: Problem, key: jax.Array | None = None) -> jax.Array:
+        return ravel_pytree(run(given.params, None, given.xs, given.targets, key=key)[1])[0]
+
+    return grads
+
+
 def program(name: str, n: int, T: int, **options: Any) -> Program:
-    """A gradient of a random net, compiled."""
+    """An algorithm on a random net, compiled."""
     run = jax.jit(algorithm(name, rnn_jax.elman(D, n), **options))
     params, xs, targets = random_problem(jax.random.key(0), n, T)
     return Program(run, params, None, xs, targets, key=jax.random.key(1))
-
-
-def flat(tree: Any) -> jax.Array:
-    """All numbers of a pytree, [P]."""
-    return ravel_pytree(tree)[0]
 
 
 def relative(a: jax.Array, b: jax.Array) -> jax.Array:

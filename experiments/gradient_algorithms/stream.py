@@ -63,11 +63,6 @@ def make_learn(name: str, steps: int, traced: list[int] | None = None) -> Callab
     return learn
 
 
-def compiled(name: str, steps: int, keys: jax.Array) -> Program:
-    """All seeds in one program."""
-    return Program(jax.jit(jax.vmap(make_learn(name, steps))), keys)
-
-
 def timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What a call gives, and its seconds."""
     start = time.perf_counter()
@@ -83,9 +78,10 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
     """The long runs."""
     keys = jax.random.split(jax.random.key(config.seed), config.stream_seeds)
     steps, found = config.stream_steps, {}
-    for name in filter(config.takes, RATES):
+    for name in config.chosen(RATES):
         say(f"{name}, {steps} steps")
-        short, long = (compiled(name, s, keys) for s in (SHORT, steps))
+        runs = (jax.jit(jax.vmap(make_learn(name, s))) for s in (SHORT, steps))
+        short, long = (Program(run, keys) for run in runs)
         (carry, losses), seconds = timed(long)
         found[name] = {
             "rate": RATES[name],
@@ -132,8 +128,4 @@ def figure(runs: dict[str, Any]) -> Figure:
     return figure
 
 
-def pieces(config: Config) -> int:
-    return len(list(filter(config.takes, RATES)))
-
-
-PART = Part("stream", pieces, measure, text, figure)
+PART = Part("stream", lambda c: len(c.chosen(RATES)), measure, text, figure)

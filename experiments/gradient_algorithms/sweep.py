@@ -7,15 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.gradient_algorithms.config import Config, Part
-from experiments.gradient_algorithms.stream import (
-    BLOCKS,
-    compiled,
-    learning_curve,
-    make_learn,
-    timed,
-)
+from experiments.gradient_algorithms.stream import BLOCKS, learning_curve, make_learn, timed
 from experiments.harness import plots
-from experiments.harness.measure import quartiles
+from experiments.harness.measure import Program, quartiles
 from experiments.harness.study import Progress
 
 SWEPT = "snap"
@@ -29,14 +23,15 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
     say(f"{config.sweep_seeds} seeds")
     keys = jax.random.split(key, (2, config.sweep_seeds))
     ((_, losses), first), (_, second) = timed(run, keys[0]), timed(run, keys[1])
+    traces = len(traced)
     say("one seed")
-    _, alone = timed(compiled(SWEPT, config.sweep_steps, jax.random.split(key, 1)))
+    _, alone = timed(Program(run, jax.random.split(key, 1)))
     return {
         "algorithm": SWEPT,
         "steps": config.sweep_steps,
         "losses": np.asarray(losses),
         "last": quartiles(losses[:, -1]),
-        "traces": len(traced),
+        "traces": traces,
         "compile seconds": first - second,
         "seconds": second,
         "seconds of one seed": alone,
@@ -65,4 +60,4 @@ def figure(found: dict[str, Any]) -> Figure:
     return figure
 
 
-PART = Part("sweep", lambda config: 2, measure, text, figure)
+PART = Part("sweep", lambda c: 2, measure, text, figure)

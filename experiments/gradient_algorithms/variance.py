@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import rnn_jax
 from experiments.gradient_algorithms.config import Config, Part
-from experiments.gradient_algorithms.nets import D, algorithm, flat, program, random_problem
+from experiments.gradient_algorithms.nets import D, gradient, program, random_problem
 from experiments.harness import plots
 from experiments.harness.measure import quartiles, times
 from experiments.harness.study import Progress
@@ -37,16 +37,15 @@ EARLIER = {
 def relative_std(name: str, n: int, T: int, draws: int) -> Callable[[jax.Array], jax.Array]:
     """``(key) -> []``: root of the mean of |g - E g|^2, over |E g|, of a random net."""
     cell = rnn_jax.elman(D, n)
-    run = algorithm(name.split(",")[0], cell, **ESTIMATES[name])
+    run, exact = gradient(name.split(",")[0], cell, **ESTIMATES[name]), gradient("bptt", cell)
 
     def measure(key: jax.Array) -> jax.Array:
         k_problem, k_draws = jax.random.split(key)
-        params, xs, targets = random_problem(k_problem, n, T)
-        truth = flat(algorithm("bptt", cell)(params, None, xs, targets)[1])
+        problem = random_problem(k_problem, n, T)
+        truth = exact(problem)
 
         def square(key: jax.Array) -> jax.Array:
-            g = flat(run(params, None, xs, targets, key=key)[1])
-            return ((g - truth) ** 2).sum() / (truth**2).sum()
+            return ((run(problem, key) - truth) ** 2).sum() / (truth**2).sum()
 
         return jax.lax.map(square, jax.random.split(k_draws, draws), batch_size=100).mean() ** 0.5
 
@@ -56,7 +55,7 @@ def relative_std(name: str, n: int, T: int, draws: int) -> Callable[[jax.Array],
 def measure(config: Config, say: Progress) -> list[dict[str, Any]]:
     """A row for each shape and estimate."""
     keys, rows = jax.random.split(jax.random.key(config.seed), config.nets), []
-    names = list(filter(config.takes, ESTIMATES))
+    names = config.chosen(ESTIMATES)
     for n, T in config.variance_shapes:
         say(f"times, n = {n}, T = {T}")
         draws = {name: program(name.split(",")[0], n, T, **ESTIMATES[name]) for name in names}
@@ -114,7 +113,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
 
 
 def pieces(config: Config) -> int:
-    return len(config.variance_shapes) * (1 + len(list(filter(config.takes, ESTIMATES))))
+    return len(config.variance_shapes) * (1 + len(config.chosen(ESTIMATES)))
 
 
 PART = Part("variance", pieces, measure, text, figure)

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ class Study(NamedTuple):
     measure: Callable[[Any, Progress], dict[str, Any]]  # (config, say) -> numbers
     text: Callable[[dict[str, Any], Any], str]  # (numbers, config) -> what a person reads
     # by file name: (numbers, config) -> a figure, a text, or None where there is none to write
-    files: dict[str, Callable[[dict[str, Any], Any], Figure | str | None]]
+    files: Mapping[str, Callable[[dict[str, Any], Any], Figure | str | None]]
     x64: bool = False  # measured in float64
 
     @property
@@ -114,7 +114,7 @@ def progress(folder: Path, about: dict[str, Any]) -> Iterator[Progress]:
         say.done()
 
 
-def write_files(folder: Path, files: dict[str, Any], *arguments: Any) -> list[str]:
+def write_files(folder: Path, files: Mapping[str, Any], *arguments: Any) -> list[str]:
     """Writes each figure or text that is there; returns their names."""
     written = []
     with plots.style():
