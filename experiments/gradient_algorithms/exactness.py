@@ -54,11 +54,9 @@ def exact(cell: rnn_jax.Cell, given: Problem, held: int) -> jax.Array:
     return jax.jit(lambda p: ravel_pytree(run(p, None, xs, (targets, counts))[1])[0])(given.params)
 
 
-def entry(
-    name: str, cell: rnn_jax.Cell, given: Problem, truth: jax.Array, keys: Any
-) -> dict[str, Any]:
+def compare(name: str, column: str, given: Problem, truth: jax.Array, keys: Any) -> dict[str, Any]:
     """One entry of the matrix; "why" where the algorithm refuses the cell."""
-    kind, run = REGISTER[name].kind, gradient(name, cell, **OPTIONS.get(name, {}))
+    kind, run = REGISTER[name].kind, gradient(name, CELLS[column], **OPTIONS.get(name, {}))
 
     def estimates(given: Problem) -> jax.Array:
         return jax.vmap(run, (None, 0))(given, keys) if kind == "unbiased" else run(given)[None]
@@ -112,7 +110,7 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
         for name in rows:
             say(f"{name}, {column}")
             right = exact(cell, given, HELD) if name == "implicit" else truth
-            found[name][column] = entry(name, cell, given, right, keys)
+            found[name][column] = compare(name, column, given, right, keys)
     return found
 
 
@@ -163,18 +161,14 @@ def text(found: dict[str, Any]) -> list[str]:
 
 def figure(found: dict[str, Any]) -> Figure:
     columns = list(next(iter(found.values())))
-    table = [[row[c] for c in columns] for row in found.values()]
+    table = [list(row.values()) for row in found.values()]
     size = max(7.0, 2.6 + 1.05 * len(columns)), 1.8 + 0.42 * len(found)
     figure, axes = plots.panels(size=size)
     shades = [[shade(entry) for entry in row] for row in table]
     texts = [[short(entry) for entry in row] for row in table]
     names = list(found), [c.replace("_", "\n", 1) for c in columns]
-    colors: dict[str, Any] = {
-        "cmap": ListedColormap(list(SHADES.values())),
-        "vmin": 0,
-        "vmax": WRONG,
-    }
-    plots.matrix(axes, shades, *names, texts, dark=WRONG, **colors)
+    cmap = ListedColormap(list(SHADES.values()))
+    plots.matrix(axes, shades, *names, texts, dark=WRONG, cmap=cmap, vmin=0, vmax=WRONG)
     axes.set_xticks(np.arange(len(columns)) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(found)) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5, alpha=1)
