@@ -185,8 +185,9 @@ def figure(found: dict[str, Any]) -> Figure:
     for j, name in enumerate(shown):
         losses = np.clip(runs[name]["loss"], 1e-35, None).T
         losses[~np.isfinite(losses)] = np.nan
-        style = "--" if name.startswith("truncated") else "-"
-        lines = right.semilogy(runs[name]["steps"], losses, style, color=f"C{j}", linewidth=1)
+        dashes = (4 * j, (4, 4))  # of two lines in one place, both are seen
+        style: Any = {"color": f"C{j}", "linestyle": dashes if "truncated" in name else "-"}
+        lines = right.semilogy(runs[name]["steps"], losses, linewidth=1, **style)
         lines[0].set_label({"rtrl": "rtrl (so snap, kf_rtrl, ok: exact here)"}.get(name, name))
     right.set(title="Learning on an endless stream", xlabel="steps", ylim=(1e-32, 1e13))
     right.set_ylabel("loss, mean over blocks of steps")

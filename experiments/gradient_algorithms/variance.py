@@ -98,7 +98,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         style = {"fmt": "o", "color": f"C{j}", "label": f"n = {n}, T = {T}"}
         left.errorbar(median, y, xerr=(median - low, high - median), **style)
         earlier = [EARLIER.get(name, {}).get((n, T), np.nan) for name in names]
-        left.plot(earlier, y, "kx", label=None if j else "earlier prototype")
+        label = "earlier prototype" if np.isfinite(earlier).any() else None
+        left.plot(earlier, y, "kx", label=label)
         right.plot([row["work"] for row in mine], y, "o", color=f"C{j}")
     left.set(title="One draw (median, quartiles of the nets)", xlabel="relative standard deviation")
     right.set(title="Work for a relative standard deviation of one")
@@ -108,7 +109,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     for axes in (left, right):
         axes.axvline(1, color="k", linewidth=0.8, label="the exact gradient")
         axes.set_xscale("log")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))  # each once
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
     return figure
 
 
