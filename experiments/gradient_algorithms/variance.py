@@ -107,7 +107,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     for axes in (left, right):
-        axes.axvline(1, color="k", linewidth=0.8, label="the exact gradient")
+        axes.axvline(1, color="k", linewidth=0.8, label="norm (left), cost (right) of the gradient")
         axes.set_xscale("log")
     named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))  # each once
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
