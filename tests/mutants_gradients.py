@@ -654,8 +654,8 @@ EXACTNESS = [
     ),
     (
         "anything is called exact",
-        'return entry["error"] < EXACT',
-        'return entry["error"] < 1',
+        'entry["error"] < EXACT:\n        return 1',
+        'entry["error"] < 1:\n        return 1',
         measured("a_wrong_algorithm_is_not_called_exact"),
     ),
 ]

@@ -1,7 +1,5 @@
-"""The experiment with the gradient algorithms: its closed forms, and a quick run."""
+"""The gradient laboratory: closed forms, and references in Python."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +8,9 @@ import numpy as np
 import pytest
 
 import rnn_jax
-from experiments.gradient_algorithms import __main__ as program
-from experiments.gradient_algorithms import balancing, exactness, figures, learning, report
-from experiments.gradient_algorithms.config import Config
+from experiments.gradient_algorithms import balancing, exactness, nets, stream, variance
+from experiments.gradient_algorithms.__main__ import PARTS, STUDY
+from experiments.gradient_algorithms.config import QUICK, Config
 from rnn_jax import gradients
 
 # Influence balancing
@@ -36,7 +34,7 @@ def test_truncation_needs_200_steps(x64: None, k: int, expected: str) -> None:
     steps = 30_000
     (theta, _), losses = balancing.windows(k, steps)()
     curve = balancing.curve(losses[None], steps)
-    assert balancing.verdict(curve["loss"]) == expected
+    assert balancing.outcome(curve["loss"]) == expected
     if expected == "converges":
         np.testing.assert_allclose(theta, -1 / 6, rtol=1e-6)
 
@@ -60,10 +58,10 @@ def test_curves_and_verdicts() -> None:
     assert curve["steps"][-1] == 3000
     np.testing.assert_allclose(curve["loss"][0, :2], [3, 8])  # blocks of five
     up, down = np.array([[1.0, 20.0]]), np.array([[1.0, 1e-4]])
-    assert balancing.verdict(up) == "diverges"
-    assert balancing.verdict(down) == "converges"
-    assert balancing.verdict(np.concatenate([up, down])) == "undecided"
-    assert balancing.verdict(np.array([[1.0, np.inf]])) == "diverges"
+    assert balancing.outcome(up) == "diverges"
+    assert balancing.outcome(down) == "converges"
+    assert balancing.outcome(np.concatenate([up, down])) == "undecided"
+    assert balancing.outcome(np.array([[1.0, np.inf]])) == "diverges"
 
 
 # Exactness
@@ -84,33 +82,47 @@ def test_scores_notice_a_bias_and_pass_noise() -> None:
 
 
 def test_a_wrong_algorithm_is_not_called_exact() -> None:
-    entry = {"kind": "exact", "error": 1e-3, "cosine": 1.0}
-    assert not exactness.holds(entry)
-    assert figures._shade(entry) == 4
-    assert "NOT" in report.PARTS["exactness"]({"bptt": {"elman": entry}})[-1]
+    wrong = {"kind": "exact", "error": 1e-3, "cosine": 1.0}
     noisy = {"kind": "unbiased", "largest z": 7.0, "not drawn": 0.0}
-    assert not exactness.holds(noisy)
+    right, refused = {"kind": "exact", "error": 1e-15}, {"kind": "exact", "why": "no matrix"}
+    assert [exactness.shade(e) for e in (wrong, noisy, right, refused)] == [4, 4, 1, 0]
+    lines = exactness.text({"bptt": {"elman": wrong}, "rtrl": {"elman": refused}})
+    assert lines[-2].endswith("rtrl: no matrix")
+    assert "1 of 2 pairs served; 1 of 2" in lines[-1]
+    assert lines[-1].endswith("SOME DO NOT HOLD")
 
 
-# Learning
+# Variance
+
+
+@pytest.mark.usefixtures("x64")
+def test_noise_of_a_random_direction_is_the_root_of_the_params() -> None:
+    """g = (v . grad) v with random signs v: E |g - grad|^2 = (P - 1) |grad|^2."""
+    n, draws = 2, 2000
+    found = jax.jit(variance.relative_std("forward_gradient", n, 3, draws))(jax.random.key(1))
+    P = nets.D * n + n * n + n
+    assert float(found) == pytest.approx((P - 1) ** 0.5, rel=3 / draws**0.5)
+
+
+# Stream
 
 
 def test_the_stream_asks_for_the_input_two_steps_before() -> None:
     """A reference that does the same steps in Python."""
-    learn = learning.make_learn("rtrl", 100)
+    learn = stream.make_learn("rtrl", 100)
     key = jax.random.key(3)
     carry, losses = jax.jit(learn)(key)
-    cell = rnn_jax.readout(rnn_jax.elman(1, learning.UNITS), 1)
-    k_params, _, stream = jax.random.split(key, 3)
+    cell = rnn_jax.readout(rnn_jax.elman(1, stream.UNITS), 1)
+    k_params, _, k_stream = jax.random.split(key, 3)
     params = cell.init(k_params)
 
-    def draw(stream: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        stream, now = jax.random.split(stream)
-        return stream, jax.random.rademacher(now, (1,), float)
+    def draw(key: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        key, now = jax.random.split(key)
+        return key, jax.random.rademacher(now, (1,), float)
 
-    xs = jax.lax.scan(draw, stream, length=100)[1]
+    xs = jax.lax.scan(draw, k_stream, length=100)[1]
     targets = jnp.concatenate([jnp.zeros((2, 1)), xs[:-2]])
-    algorithm = gradients.rtrl(cell, learning.loss)
+    algorithm = gradients.rtrl(cell, nets.loss)
     state = algorithm.init(params, xs[0])
     expected = []
 
@@ -127,87 +139,18 @@ def test_the_stream_asks_for_the_input_two_steps_before() -> None:
     np.testing.assert_allclose(carry.state, state.state, atol=1e-4)
 
 
-# The command line
+# The parts
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--draws", "1"], "draws: got 1, expected at least 2"),
-        (["--stream-steps", "150"], "stream_steps: got 150, expected a multiple of 100"),
-        (["--cells", "elmann"], "cells: got elmann, expected some of elman"),
-        (["--algorithms", "btpp"], "algorithms: got btpp, expected some of bptt"),
-        (["--run", "."], "exists and is not overwritten"),
-    ],
-)
-def test_bad_input_is_one_line(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert program.main(options) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+def test_no_part_without_its_algorithms_is_written_or_drawn() -> None:
+    numbers: dict[str, Any] = {"variance": [], "stream": {}, "seconds by part": {"stream": 0.1}}
+    assert STUDY.text(numbers, QUICK) == "Time: stream 0 s"
+    assert all(draw(numbers, QUICK) is None for draw in STUDY.files.values())
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a quick run, what it printed and its numbers."""
-    folder = tmp_path_factory.mktemp("quick") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *texts, **_: printed.extend(map(str, texts)))
-        assert program.main(["--quick", "--run", str(folder)]) == 0
-    return folder, "\n".join(printed), json.loads((folder / "numbers.json").read_text())
-
-
-@pytest.mark.slow
-def test_quick_writes_its_files(quick: Any) -> None:
-    folder, printed, _ = quick
-    names = {path.name for path in Path(folder).iterdir()}
-    pictures = {"balancing.png", "exactness.png", "variance.png", "learning.png", "cost.png"}
-    assert names == pictures | {"bias.png", "numbers.json"}
-    assert "NOT" not in printed
-    assert printed.count(": reproduced") == 2
-
-
-@pytest.mark.slow
-def test_quick_exactness(quick: Any) -> None:
-    """Exact ones are exact, the mean of the unbiased is, and the biased are not."""
-    for name, row in quick[2]["exactness"].items():
-        entry = row["elman"]
-        if name == "elementwise_rtrl":
-            assert "use rtrl or bptt" in entry["why"]
-        elif entry["kind"] == "exact":
-            assert entry["error"] < 1e-10
-        elif entry["kind"] == "unbiased":
-            assert 0.3 < entry["rms z"] < 2
-            assert entry["error"] < 3 * entry["expected error"]
-        else:
-            assert 0.05 < entry["error"] < 1
-
-
-@pytest.mark.slow
-def test_quick_learning_and_noise(quick: Any) -> None:
-    numbers = quick[2]
-    for run in numbers["stream"].values():
-        losses = np.array(run["losses"])
-        assert run["carry bytes"][0] == run["carry bytes"][1] > 0
-        assert run["program bytes"][1] < 1.1 * run["program bytes"][0]  # for 20 times the steps
-        assert np.median(losses[:, -1]) < 0.9 * learning.CHANCE
-    assert numbers["sweep"]["traces"] == 1
-    assert numbers["sweep"]["last"][1] < 0.5 * learning.CHANCE
-    std = {row["name"]: row["std"][1] for row in numbers["variance"]}
-    assert 0 < std["ok, rank 4"] < std["ok, rank 1"] < std["uoro"]
-    sliding, chunks = (np.array(numbers["bias"][k])[:, 1] for k in ("k1 = 1", "k1 = k2"))
-    assert (np.diff(sliding) < 0).all()
-    assert sliding[-1] < 1e-12
-    assert (sliding[1:-1] < chunks[1:-1]).all()
-    assert sliding[0] == pytest.approx(chunks[0])
-
-
-@pytest.mark.slow
-def test_quick_configuration_is_recorded(quick: Any) -> None:
-    config = quick[2]["config"]
-    assert config["quick"]
-    assert config["nets"] != Config().nets
+def test_pieces_follow_the_algorithms() -> None:
+    pieces = {part.name: part.pieces(Config(algorithms=("ok", "snap"))) for part in PARTS}
+    assert pieces == {
+        "balancing": 8, "exactness": 30, "variance": 9, "stream": 1, "sweep": 2, "cost": 6,
+        "bias": 14,
+    }  # fmt: skip

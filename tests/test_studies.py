@@ -132,6 +132,27 @@ def of_plant(numbers: dict[str, Any], text: str) -> None:
     assert text.count(": reproduced") == 2
 
 
+def of_gradient_algorithms(numbers: dict[str, Any], text: str) -> None:
+    assert "NOT" not in text
+    assert text.count(": reproduced") == 2
+    entries = {name: row["elman"] for name, row in numbers["exactness"].items()}
+    assert entries["bptt"]["error"] < 1e-10
+    assert 0.05 < entries["truncated_bptt"]["error"] < 1
+    assert 0.3 < entries["uoro"]["rms z"] < 2
+    assert entries["uoro"]["error"] < 3 * entries["uoro"]["expected error"]
+    for run in numbers["stream"].values():
+        assert run["carry bytes"][0] == run["carry bytes"][1] > 0
+        assert run["program bytes"][1] < 1.1 * run["program bytes"][0]  # for 20 times the steps
+        assert np.median(np.array(run["losses"])[:, -1]) < 0.45  # chance: 0.5
+    assert numbers["sweep"]["traces"] == 1
+    assert numbers["sweep"]["last"][1] < 0.25
+    sliding, chunks = (np.array(numbers["bias"][k])[:, 1] for k in ("k1 = 1", "k1 = k2"))
+    assert (np.diff(sliding) < 0).all()
+    assert sliding[-1] < 1e-12
+    assert (sliding[1:-1] < chunks[1:-1]).all()
+    assert sliding[0] == pytest.approx(chunks[0])
+
+
 ROWS = {
     "bench": Row(
         of_bench,
@@ -218,6 +239,16 @@ ROWS = {
             ("--rates 0.1 -1", "--rates: got -1"),
             ("--noises nan", "--noises: got nan"),
             ("--rate-updates 0", "--rate-updates: got 0"),
+        ],
+    ),
+    "gradient_algorithms": Row(
+        of_gradient_algorithms,
+        [
+            ("--draws 1", "--draws: got 1, expected an integer of at least 2"),
+            ("--stream-steps 150", "--stream-steps: got 150, expected a multiple of 100"),
+            ("--cells elmann", "--cells: got ('elmann',), expected some of elman"),
+            ("--algorithms btpp", "--algorithms: got ('btpp',), expected some of bptt"),
+            ("--variance-shapes 8 0", "--variance-shapes: got 0"),
         ],
     ),
 }

@@ -11,4 +11,6 @@
 5. sweep: 64 seeds in one compiled call;
 6. cost: time and memory of each algorithm;
 7. bias: truncation against its length.
+
+Each is a file: what is measured, what is said and what is drawn of it.
 """

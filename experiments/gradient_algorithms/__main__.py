@@ -1,73 +1,55 @@
-"""The command line."""
+"""The command line: the parts in a table, one after the other."""
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import jax
-from tqdm import tqdm
+from matplotlib.figure import Figure
 
 from experiments.gradient_algorithms import (
     balancing,
     bias,
     cost,
     exactness,
-    figures,
-    learning,
-    report,
+    stream,
+    sweep,
     variance,
 )
-from experiments.gradient_algorithms.config import PARTS, QUICK, Config
-from experiments.harness import command
+from experiments.gradient_algorithms.config import QUICK, Config, Part
+from experiments.harness.study import Progress, Study
 
-PROGRAM = "python -m experiments.gradient_algorithms"
-STUDIES: dict[str, tuple[Callable[..., Any], bool]] = {  # and whether in float64
-    "balancing": (balancing.study, True),
-    "exactness": (exactness.study, True),
-    "variance": (variance.study, False),
-    "stream": (learning.stream, False),
-    "sweep": (learning.sweep, False),
-    "cost": (cost.study, False),
-    "bias": (bias.study, True),
-}
+PARTS = [m.PART for m in (balancing, exactness, variance, stream, sweep, cost, bias)]
 
 
-def study(config: Config) -> dict[str, Any]:
-    """All the numbers of the chosen parts."""
-    found: dict[str, Any] = {}
-    for name in [part for part in PARTS if part in config.parts]:
-        run, wide = STUDIES[name]
-        with tqdm(unit=" piece", dynamic_ncols=True, desc=name) as bar, jax.enable_x64(wide):
-
-            def tick(text: str, bar: Any = bar) -> None:
-                bar.set_postfix_str(text)
-                bar.update()
-
-            start = time.perf_counter()
-            found[name] = run(config, tick)
-            found.setdefault("seconds", {})[name] = time.perf_counter() - start
+def measure(config: Config, say: Progress) -> dict[str, Any]:
+    """The numbers of the chosen parts, and how long each took."""
+    chosen = [part for part in PARTS if part.name in config.parts]
+    say.expect(sum(part.pieces(config) for part in chosen))
+    found: dict[str, Any] = {"seconds by part": {}}
+    for part in chosen:
+        start = time.perf_counter()
+        with jax.enable_x64(part.x64):
+            found[part.name] = part.measure(config, say)
+        found["seconds by part"][part.name] = time.perf_counter() - start
+        say.keep(found)
     return found
 
 
-def run(config: Config) -> None:
-    """Runs the studies, writes figures and numbers, and prints the summary."""
-    config.check()
-    exactness.chosen(config)
-    with command.new_folder("gradient_algorithms", config.run) as folder:
-        found = study(config)
-        about = {"config": asdict(config), "jax": jax.__version__}
-        command.write_numbers(folder, {**about, **found})
-        written = figures.draw(folder, found)
-    print(report.summary(found))
-    print(f"Written: {folder}/numbers.json, {', '.join(written)}")
+def text(found: dict[str, Any], config: Config) -> str:
+    """All parts that were measured; one may have none of the chosen algorithms."""
+    lines = [line for part in PARTS if found.get(part.name) for line in part.text(found[part.name])]
+    times = ", ".join(f"{name} {s:.0f} s" for name, s in found["seconds by part"].items())
+    return "\n".join([*lines, f"Time: {times}"])
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a command line; returns the exit code: 0 done, 1 failed, 2 for bad input."""
-    return command.exit_code(lambda: run(command.parse(Config, QUICK, PROGRAM, argv)))
+def figure(part: Part, found: dict[str, Any], config: Config) -> Figure | None:
+    return part.figure(found[part.name]) if found.get(part.name) else None
 
+
+FIGURES = {f"{part.name}.png": partial(figure, part) for part in PARTS}
+STUDY = Study("gradient_algorithms", Config, QUICK, measure, text, FIGURES)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(STUDY.main())

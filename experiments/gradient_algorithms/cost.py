@@ -1,58 +1,72 @@
 """Time and memory of each algorithm on one sequence of a tanh net, in float32."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import jax
+import numpy as np
+from matplotlib.figure import Figure
 
-import rnn_jax
-from experiments.gradient_algorithms.config import Config
-from experiments.gradient_algorithms.nets import D, loss, random_problem
-from experiments.gradient_algorithms.timing import medians
-from rnn_jax import gradients
+from experiments.gradient_algorithms.config import Config, Part
+from experiments.gradient_algorithms.nets import program
+from experiments.harness import plots
+from experiments.harness.measure import times
+from experiments.harness.study import Progress
+from rnn_jax.gradients import REGISTER
 
 STEPS = 64
 LONGER = 256  # for memory: what does not grow with T
-LEFT_OUT = ("elementwise_rtrl", "implicit")  # for other nets, and of another gradient
+# The two left out are for other nets, and of another gradient.
+NAMES = [name for name in REGISTER if name not in ("elementwise_rtrl", "implicit")]
 
 
-def compiled(name: str, n: int, T: int) -> tuple[Callable[[], Any], int]:
-    """A program of no arguments, and the bytes that it holds while it runs."""
-    entry, cell = gradients.REGISTER[name], rnn_jax.elman(D, n)
-    params, xs, targets = random_problem(jax.random.key(0), n, T)
-    run = jax.jit(entry.algorithm(cell, loss, **entry.options))
-    arguments = params, None, xs, targets
-    program = run.lower(*arguments, key=jax.random.key(1)).compile()
-    about: Any = program.memory_analysis()
-    held = int(about.temp_size_in_bytes)
-    return functools.partial(program, *arguments, key=jax.random.key(1)), held
-
-
-def study(config: Config, tick: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(config: Config, say: Progress) -> list[dict[str, Any]]:
     """A row for each algorithm and size."""
-    names = [n for n in gradients.REGISTER if n not in LEFT_OUT and config.takes(n)]
     rows = []
     for n in config.units:
-        programs: dict[str, Callable[[], Any]] = {}
-        held: dict[str, list[int]] = {}
-        for name in names:
-            tick(f"compiling {name}, n = {n}")
-            programs[name], short = compiled(name, n, STEPS)
-            held[name] = [short]
+        programs, held = {}, {}
+        for name in config.chosen(NAMES):
+            say(f"compiling {name}, n = {n}")
+            programs[name] = program(name, n, STEPS)
+            held[name] = [programs[name].temporary]
             if n == max(config.units):
-                held[name].append(compiled(name, n, LONGER)[1])
-        seconds = medians(programs, config.rounds)
-        for name in names:
-            entry = gradients.REGISTER[name]
-            rows.append(
-                {
-                    "name": name,
-                    "n": n,
-                    "us a step": 1e6 * seconds[name] / STEPS,
-                    "bytes": held[name],
-                    "time by the register": entry.time,
-                    "memory by the register": entry.memory,
-                }
-            )
+                held[name].append(program(name, n, LONGER).temporary)
+        for name, seconds in times(programs, rounds=config.rounds).items():
+            row = {"name": name, "n": n, "us a step": 1e6 * float(np.median(seconds)) / STEPS}
+            row |= {f"{w} by the register": getattr(REGISTER[name], w) for w in ("time", "memory")}
+            rows.append(row | {"bytes": held[name]})
     return rows
+
+
+def text(rows: list[dict[str, Any]]) -> list[str]:
+    sizes = sorted({row["n"] for row in rows})
+    head = "".join(f"{f'n = {n}':>9}" for n in sizes)
+    lines = [f"Cost: us a step (T = 64) and KiB held (T = 64, 256 at n = {sizes[-1]})"]
+    lines.append(f"  {'':<22}{head}{'KiB':>18}  register: time, memory")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        us = "".join(f"{row['us a step']:>9.1f}" for row in mine)
+        held = " ".join(f"{b / 1024:8.0f}" for b in mine[-1]["bytes"])
+        formulas = f"{mine[0]['time by the register']}; {mine[0]['memory by the register']}"
+        lines.append(f"  {name:<22}{us} {held}  {formulas}")
+    return lines
+
+
+def figure(rows: list[dict[str, Any]]) -> Figure:
+    figure, (left, right) = plots.panels(1, 2, size=(11.5, 5))
+    for j, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
+        mine = [row for row in rows if row["name"] == name]
+        n = [row["n"] for row in mine]
+        style = {"marker": "osD^v"[j % 5], "color": f"C{j % 10}", "markersize": 4}
+        style["linestyle"] = "--" if j >= 10 else "-"
+        left.plot(n, [row["us a step"] for row in mine], label=name, **style)
+        right.plot(n, [row["bytes"][0] / 1024 for row in mine], **style)
+    left.set(title=f"Time, T = {STEPS}", ylabel="us a step")
+    right.set(title=f"Memory while it runs, T = {STEPS}", ylabel="KiB")
+    for axes in (left, right):
+        axes.set(xlabel="hidden units n", yscale="log")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(n, [str(i) for i in n])
+    figure.legend(loc="outside right center")
+    return figure
+
+
+PART = Part("cost", lambda c: len(c.units) * len(c.chosen(NAMES)), measure, text, figure)

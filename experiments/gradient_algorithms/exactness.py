@@ -1,20 +1,23 @@
 """Every algorithm on every cell, against backpropagation through time in float64."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 import rnn_jax
-from experiments.gradient_algorithms.config import Config
-from experiments.gradient_algorithms.nets import cosine, flat, loss, relative
-from experiments.harness.command import BadInput
-from rnn_jax import gradients
+from experiments.gradient_algorithms.config import Config, Part
+from experiments.gradient_algorithms.nets import CELLS, SMALL, Problem, gradient, loss, relative
+from experiments.harness import plots
+from experiments.harness.study import Progress
+from rnn_jax.gradients import REGISTER, bptt
 
-D, H, T = 2, 3, 6
+(D, H), T = SMALL, 6
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 EXACT = 1e-9  # `implicit` stops when it has settled to 2e-12
 HELD = 2000  # steps in which a net settles, for the gradient of an equilibrium
@@ -25,81 +28,50 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ok": {"rank": 1},
     "artbp": {"length": 3.0},
 }
+SHADES = {
+    "refused, or does not settle": "0.93",
+    "exact: relative error": "#b7e1b1",
+    "unbiased: largest z of the mean, over all params": "#c6dbef",
+    "biased: relative error (cosine)": "#fde0a8",
+    "not what the register says": "#f4a582",
+}
+WRONG = 4
 
 
-def diagonal() -> rnn_jax.Cell:
-    """h' = tanh(a * h + x @ w): no unit sees another, and there is no recurrent matrix."""
-
-    def step(params: Any, h: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = jnp.tanh(params["a"] * h + z)
-        return h, h
-
-    return rnn_jax.Cell(
-        init=lambda key: {"a": jnp.full(H, 0.5), "w": jnp.ones((D, H))},
-        init_state=lambda params: jnp.zeros_like(params["a"]),
-        project=lambda params, x: x @ params["w"],
-        step=step,
-    )
-
-
-def cells() -> dict[str, rnn_jax.Cell]:
-    """The columns."""
-    found = {name: make(D, H) for name, make in rnn_jax.ALL_CELLS.items()}
-    found["stack"] = rnn_jax.stack([rnn_jax.gru_reset_after(D, 2), rnn_jax.elman(2, H)])
-    found["readout"] = rnn_jax.readout(rnn_jax.lstm(D, 2), H)
-    found["diagonal"] = diagonal()
-    return found
-
-
-def problem(cell: rnn_jax.Cell, seed: int) -> Any:
+def problem(cell: rnn_jax.Cell, seed: int) -> Problem:
     """Params in which nothing is zero, inputs and targets."""
     k_params, k_noise, k_x, k_y = jax.random.split(jax.random.key(seed), 4)
-    params = cell.init(k_params)
-    theta, restore = jax.flatten_util.ravel_pytree(params)
+    theta, restore = ravel_pytree(cell.init(k_params))
     params = restore(theta + 0.2 * jax.random.normal(k_noise, theta.shape))
-    return params, jax.random.normal(k_x, (T, D)), jax.random.normal(k_y, (T, H))
+    return Problem(params, jax.random.normal(k_x, (T, D)), jax.random.normal(k_y, (T, H)))
 
 
-def truths(cell: rnn_jax.Cell, params: Any, xs: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
-    """The gradient by `bptt`; and with each input held until the net settles."""
-    counts = jnp.tile(jnp.arange(HELD) == HELD - 1, T).astype(xs.dtype)
-    held = jnp.repeat(xs, HELD, axis=0), (jnp.repeat(targets, HELD, axis=0), counts)
-    last = gradients.bptt(cell, lambda y, target: loss(y, target[0]) * target[1])
-
-    @jax.jit
-    def both(params: Any) -> tuple[jax.Array, jax.Array]:
-        whole = gradients.bptt(cell, loss)(params, None, xs, targets)
-        return flat(whole[1]), flat(last(params, None, *held)[1])
-
-    return both(params)
+def exact(cell: rnn_jax.Cell, given: Problem, held: int) -> jax.Array:
+    """The gradient by `bptt`, each input being held for some steps, of which the last counts."""
+    counts = jnp.tile(jnp.arange(held) == held - 1, T).astype(given.xs.dtype)
+    xs, targets = (jnp.repeat(a, held, axis=0) for a in given[1:])
+    run = bptt(cell, lambda y, target: loss(y, target[0]) * target[1])
+    return jax.jit(lambda p: ravel_pytree(run(p, None, xs, (targets, counts))[1])[0])(given.params)
 
 
-def measure(name: str, cell: rnn_jax.Cell, given: Any, exact: jax.Array, keys: Any) -> Any:
+def compare(name: str, column: str, given: Problem, truth: jax.Array, keys: Any) -> dict[str, Any]:
     """One entry of the matrix; "why" where the algorithm refuses the cell."""
-    entry, (params, xs, targets) = gradients.REGISTER[name], given
-    run = entry.algorithm(cell, loss, **{**entry.options, **OPTIONS.get(name, {})})
+    kind, run = REGISTER[name].kind, gradient(name, CELLS[column], **OPTIONS.get(name, {}))
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
-    def estimates(params: Any) -> jax.Array:
-        one = functools.partial(run, params, None, xs, targets)
-        if entry.kind == "unbiased":
-            return jax.vmap(lambda key: flat(one(key=key)[1]))(keys)
-        return flat(one()[1])[None]
+    def estimates(given: Problem) -> jax.Array:
+        return jax.vmap(run, (None, 0))(given, keys) if kind == "unbiased" else run(given)[None]
 
     try:
-        got = estimates(params)
+        got = jax.jit(estimates, compiler_options=FAST_COMPILE)(given)
     except (TypeError, ValueError) as error:
-        return {"kind": entry.kind, "why": str(error)}
+        return {"kind": kind, "why": str(error)}
     if np.isnan(got).all():
         why = "NaN, which is what it returns: this net does not settle under these inputs"
-        return {"kind": entry.kind, "why": why}
+        return {"kind": kind, "why": why}
     mean = got.mean(0)
-    found = {
-        "kind": entry.kind,
-        "error": float(relative(mean, exact)),
-        "cosine": float(cosine(mean, exact)),
-    }
-    return found | (scores(np.asarray(got), np.asarray(exact)) if len(got) > 1 else {})
+    cosine = mean @ truth / jnp.linalg.norm(mean) / jnp.linalg.norm(truth)
+    found = {"kind": kind, "error": float(relative(mean, truth)), "cosine": float(cosine)}
+    return found | (scores(np.asarray(got), np.asarray(truth)) if len(got) > 1 else {})
 
 
 def scores(draws: np.ndarray, exact: np.ndarray) -> dict[str, float]:
@@ -120,41 +92,40 @@ def scores(draws: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     }
 
 
-def chosen(config: Config) -> dict[str, rnn_jax.Cell]:
-    """The columns that were asked for."""
-    columns = cells()
-    if unknown := sorted(set(config.cells) - set(columns)):
-        raise BadInput(f"cells: got {', '.join(unknown)}, expected some of {', '.join(columns)}")
-    return {name: cell for name, cell in columns.items() if name in (config.cells or columns)}
+def pairs(config: Config) -> tuple[list[str], list[str]]:
+    """The rows and the columns that were asked for."""
+    columns = [name for name in CELLS if name in (config.cells or CELLS)]
+    return config.chosen(REGISTER), columns
 
 
-def study(config: Config, tick: Callable[[str], None]) -> dict[str, Any]:
+def measure(config: Config, say: Progress) -> dict[str, Any]:
     """``{algorithm: {cell: entry}}``."""
-    found: dict[str, Any] = {name: {} for name in gradients.REGISTER if config.takes(name)}
+    rows, columns = pairs(config)
+    found: dict[str, Any] = {name: {} for name in rows}
     keys = jax.random.split(jax.random.key(config.seed + 1), config.draws)
-    for column, cell in chosen(config).items():
-        tick(f"bptt, {column}")
-        given = problem(cell, config.seed)
-        exact, settled = truths(cell, *given)
-        for name in found:
-            tick(f"{name}, {column}")
-            truth = settled if name == "implicit" else exact
-            found[name][column] = measure(name, cell, given, truth, keys)
+    for column in columns:
+        say(f"the truth, {column}")
+        cell, given = CELLS[column], problem(CELLS[column], config.seed)
+        truth = exact(cell, given, 1)
+        for name in rows:
+            say(f"{name}, {column}")
+            right = exact(cell, given, HELD) if name == "implicit" else truth
+            found[name][column] = compare(name, column, given, right, keys)
     return found
 
 
-def holds(entry: dict[str, Any]) -> bool:
-    """Whether the entry is what the register promises of it."""
+def shade(entry: dict[str, Any]) -> int:
+    """What the entry is, as a number of SHADES."""
     if "why" in entry:
-        return True
-    if entry["kind"] == "exact":
-        return entry["error"] < EXACT
+        return 0
     if entry["kind"] == "unbiased":
-        return entry["largest z"] < 5 and entry["not drawn"] < 1e-10
-    return True
+        return 2 if entry["largest z"] < 5 and entry["not drawn"] < 1e-10 else WRONG
+    if entry["error"] < EXACT:
+        return 1
+    return 3 if entry["kind"] == "biased" else WRONG
 
 
-def text(entry: dict[str, Any]) -> str:
+def short(entry: dict[str, Any]) -> str:
     """What stands in the table."""
     if "why" in entry:
         return "-"
@@ -163,3 +134,54 @@ def text(entry: dict[str, Any]) -> str:
     if entry["error"] < EXACT:
         return f"{entry['error']:.0e}" if entry["error"] else "0"
     return f"{entry['error']:.2f} ({entry['cosine']:.2f})"
+
+
+def text(found: dict[str, Any]) -> list[str]:
+    columns = list(next(iter(found.values())))
+    width = {c: max(len(c), *(len(short(row[c])) for row in found.values())) for c in columns}
+    lines = [
+        "Exactness (relative error of exact ones; error (cosine) of biased ones; largest z of the "
+        "mean of unbiased ones)",
+        "  " + " " * 22 + "  ".join(f"{c:<{width[c]}}" for c in columns),
+    ]
+    for name, row in found.items():
+        texts = "  ".join(f"{short(row[c]):<{width[c]}}" for c in columns)
+        lines.append(f"  {name:<22}{texts}".rstrip())
+    entries = [(name, entry) for name, row in found.items() for entry in row.values()]
+    reasons = {name: entry["why"] for name, entry in entries if "why" in entry}
+    lines += [f"  -: {name}: {why}" for name, why in reasons.items()]
+    agree = sum(shade(entry) != WRONG for _, entry in entries)
+    served = sum("why" not in entry for _, entry in entries)
+    lines.append(
+        f"  {served} of {len(entries)} pairs served; {agree} of {len(entries)} as the register "
+        f"says: {'all hold' if agree == len(entries) else 'SOME DO NOT HOLD'}"
+    )
+    return lines
+
+
+def figure(found: dict[str, Any]) -> Figure:
+    columns = list(next(iter(found.values())))
+    table = [list(row.values()) for row in found.values()]
+    size = max(7.0, 2.6 + 1.05 * len(columns)), 1.8 + 0.42 * len(found)
+    figure, axes = plots.panels(size=size)
+    shades = [[shade(entry) for entry in row] for row in table]
+    texts = [[short(entry) for entry in row] for row in table]
+    names = list(found), [c.replace("_", "\n", 1) for c in columns]
+    cmap = ListedColormap(list(SHADES.values()))
+    plots.matrix(axes, shades, *names, texts, dark=WRONG, cmap=cmap, vmin=0, vmax=WRONG)
+    axes.set_xticks(np.arange(len(columns)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(found)) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5, alpha=1)
+    axes.tick_params(which="both", length=0, labelsize=8)
+    axes.set_title("Gradients against backpropagation through time (float64, T = 6)")
+    patches = [Patch(color=color, label=label) for label, color in SHADES.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=2)
+    return figure
+
+
+def pieces(config: Config) -> int:
+    rows, columns = pairs(config)
+    return (1 + len(rows)) * len(columns)
+
+
+PART = Part("exactness", pieces, measure, text, figure, x64=True)
