@@ -88,6 +88,10 @@ def char_lm(test: str) -> str:
     return f"test_char_lm.py::test_{test}"
 
 
+def harness(test: str) -> str:
+    return f"test_harness.py::test_{test}"
+
+
 BIAS_DROPPED = ("return z if params.b is None else z + params.b", "return z")
 
 ELMAN: list[Row] = [
@@ -652,6 +656,18 @@ FED_BACK = """\
 
 GENERATE: list[Row] = [
     (
+        "one key for the whole stream",
+        "key, now = jax.random.split(key)",
+        "now = jax.random.split(key)[1]",
+        generate("a_stream_draws_anew_at_each_token"),
+    ),
+    (
+        "a stream that is always greedy",
+        "_compiled(cell, temperature == 0, top_k, top_p)",
+        "_compiled(cell, True, top_k, top_p)",
+        generate("a_stream_draws_anew_at_each_token"),
+    ),
+    (
         "temperature inverted",
         "logits / jnp.asarray(temperature",
         "logits * jnp.asarray(temperature",
@@ -715,6 +731,12 @@ GENERATE: list[Row] = [
 ]
 
 TEXT: list[Row] = [
+    (
+        "the context is scored",
+        "scored = (t + 1 >= C)",
+        "scored = (t + 2 >= C)",
+        char_lm("validation_carries_the_state_and_scores_each_character_once[4-20-3]"),
+    ),
     (
         "target is the input",
         "window_tokens[:-1], window_tokens[1:]",
@@ -1115,37 +1137,100 @@ COUNTING: list[Row] = [
 CHAR_LM: list[Row] = [
     (
         "state dropped between the windows",
-        "carry, logits = _unroll(cell, params, carry, inputs,",
-        "_, logits = _unroll(cell, params, carry, inputs,",
+        "carry, logits = unroll(table, compute(config, params), carry, inputs,",
+        "_, logits = unroll(table, compute(config, params), carry, inputs,",
         char_lm("the_loss_of_an_update_and_the_carried_state[0]"),
     ),
     (
-        "validation scores its context",
-        "scored = (t + 1 >= C)",
-        "scored = (t + 2 >= C)",
-        char_lm("validation_carries_the_state_and_scores_each_character_once[4-20-3]"),
+        "validated with what was learned from",
+        "tokens[N - context : N + config.validation_size]",
+        "tokens[: context + len(tokens) - N]",
+        char_lm("what_is_validated_with_was_not_learned_from"),
     ),
+    (
+        "tokens of the gradient algorithms not turned around",
+        "return inputs.T, targets.T, None,",
+        "return inputs.reshape(B, W), targets.reshape(B, W), None,",
+        char_lm("the_gradient_of_bptt_is_that_of_the_window"),
+    ),
+]
+
+LEARNING: list[Row] = [
     (
         "gradient not clipped",
         "optax.clip_by_global_norm(config.clip), ",
         "",
-        char_lm("large_gradients_are_scaled_down"),
+        harness("large_gradients_are_scaled_down"),
+    ),
+    (
+        "no warm-up",
+        "jnp.where(step < warmup, rising, after)",
+        "after",
+        harness("schedules_warm_up_and_end[linear-0]"),
+    ),
+    (
+        "the length is ignored",
+        "leaf._replace(steps=jnp.full(leaf.steps.shape, steps, jnp.int32))",
+        "leaf",
+        harness("the_schedule_stretches_over_all_steps"),
+    ),
+    (
+        "measured on the state itself",
+        "copy, done = jax.tree.map(jnp.copy, state), train.step_of(state)",
+        "copy, done = state, train.step_of(state)",
+        harness("measuring_the_speed_changes_nothing"),
+    ),
+    (
+        "the worst net is the best",
+        "np.argmin([scores[",
+        "np.argmax([scores[",
+        harness("seeds_side_by_side_are_those_of_one_call_and_differ"),
     ),
 ]
-CHAR_LM_DATA: list[Row] = [
+TRAINING: list[Row] = [
     (
-        "validated with what was learned from",
-        "tokens[N - C : N + config.validation_size]",
-        "tokens[: C + len(tokens) - N]",
-        char_lm("what_is_validated_with_was_not_learned_from"),
+        "a score too patient",
+        "waited >= config.patience * every",
+        "waited > config.patience * every",
+        harness("patience_ends_a_run_that_does_not_get_better"),
+    ),
+    (
+        "no curve of a stopped run",
+        "    _save(session, state)\n    _draw(session, rows)\n",
+        "    _save(session, state)\n",
+        harness("stopped_and_resumed_is_as_never_stopped[1-2]"),
+    ),
+    (
+        "nothing saved at a signal",
+        "    _save(session, state)\n    _draw(session, rows)\n",
+        "    _draw(session, rows)\n",
+        harness("a_signal_between_two_scores_loses_nothing"),
+    ),
+    (
+        "other data taken on",
+        "if _identity(data) != saved.sha256:",
+        "if False:",
+        harness("another_file_is_refused_and_a_moved_one_found"),
+    ),
+    (
+        "one seed for all nets",
+        "jax.random.split(key, nets)",
+        "jnp.stack([key] * nets)",
+        harness("seeds_side_by_side_are_those_of_one_call_and_differ"),
     ),
 ]
-CHAR_LM_GENERATING: list[Row] = [
+RUN_FOLDER: list[Row] = [
     (
-        "one key for all characters",
-        "jax.random.fold_in(key, position)",
-        "key",
-        char_lm("generate_options"),
+        "an unknown option is swallowed",
+        "    if unknown:",
+        "    values = {k: v for k, v in values.items() if k in hints}\n    if False:",
+        harness("a_run_folder_of_last_week_goes_on_working"),
+    ),
+    (
+        "the order of the data does not count",
+        "found.update(np.ascontiguousarray(leaf).tobytes())",
+        "found.update(np.sort(np.ravel(leaf)).tobytes())",
+        harness("the_order_of_the_data_counts"),
     ),
 ]
 
@@ -1399,9 +1484,10 @@ MUTANTS = [
     ),
     *(mutant for entry in LABORATORY for mutant in table(*entry)),
     *table("counting", "experiments/counting.py", COUNTING),
-    *table("char_lm", "experiments/char_lm/model.py", CHAR_LM),
-    *table("char_lm", "experiments/char_lm/data.py", CHAR_LM_DATA),
-    *table("char_lm", "experiments/char_lm/generating.py", CHAR_LM_GENERATING),
+    *table("char_lm", "experiments/char_lm.py", CHAR_LM),
+    *table("learning", "experiments/harness/learning.py", LEARNING),
+    *table("training", "experiments/harness/training.py", TRAINING),
+    *table("run folder", "experiments/harness/run_folder.py", RUN_FOLDER),
     *table("deferred", "rnn_jax/_deferred.py", DEFERRED),
     *table("product", "rnn_jax/_product.py", PRODUCT),
     *table("segments", "rnn_jax/_segments.py", SEGMENTS),

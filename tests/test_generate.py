@@ -1,5 +1,7 @@
 """Sampling: exactly the tokens asked for, each fed back, from the distribution that was asked."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,3 +241,21 @@ def test_options_out_of_range(how, error):
     length = arguments.pop("length")
     with pytest.raises(ValueError, match=error):
         generate.sample(cell, params, None, 3, length, jax.random.key(0), **arguments)
+
+
+def test_a_stream_draws_anew_at_each_token():
+    cell, params = make()
+
+    def draw(n, seed, **options):
+        tokens = generate.stream(cell, params, None, 1, jax.random.key(seed), **options)
+        return [int(token) for token in itertools.islice(tokens, n)]
+
+    long = draw(40, 0, temperature=5.0)
+    assert len(set(long)) > 3
+    assert draw(15, 0, temperature=5.0) == long[:15]  # a longer text begins as a shorter one
+    assert draw(40, 1, temperature=5.0) != long
+    greedy = generate.greedy(cell, params, None, 1, 12)[1].tolist()
+    assert draw(12, 3, temperature=0) == greedy
+    assert draw(12, 4, top_k=1) == greedy
+    with pytest.raises(ValueError, match="temperature: got -1"):
+        draw(1, 0, temperature=-1)

@@ -1,8 +1,10 @@
 """What every application gets for nothing, on the smallest one."""
 
+import gc
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +109,48 @@ def test_stopped_and_resumed_is_as_never_stopped(monkeypatch, capsys, number, se
     assert main("--resume", "parts") == 0
     assert_same_bits(final_state("parts"), final_state("whole"))
     assert rows("parts") == rows("whole")
+
+
+def test_a_signal_between_two_scores_loses_nothing(monkeypatch, capsys):
+    metrics = learning.Log.metrics
+
+    def interrupting(self, step, rows):
+        metrics(self, step, rows)
+        if step == 10:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning.Log, "metrics", interrupting)
+        assert main("--quick", "--evaluations", "1", "--run", "r") == 0
+    stopped = int(re.search(r"after step (\d+)", capsys.readouterr().out)[1])
+    assert 20 <= stopped < 60
+    assert int(final_state("r").step) == stopped
+    assert main("--resume", "r") == 0
+    assert main("--quick", "--evaluations", "1", "--run", "whole") == 0
+    assert_same_bits(final_state("r"), final_state("whole"))
+
+
+def test_the_order_of_the_data_counts():
+    a = np.arange(6.0).reshape(2, 3)
+    seen = {run_folder.digest({}, x) for x in (a, a[::-1], a.reshape(3, 2), a.astype(np.float32))}
+    seen |= {run_folder.digest({"V": 3}, a), run_folder.digest({}, a, a[:0])}
+    assert len(seen) == 6
+    assert run_folder.digest({}, np.copy(a)) in seen
+
+
+def test_two_processes_do_not_train_one_run(finished, capsys):
+    code = "import sys; from rnn_jax.checkpoint import Checkpoints; c = Checkpoints(sys.argv[1]); "
+    code += "print(1, flush=True); input()"
+    command = [sys.executable, "-c", code, "r/checkpoints"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    gc.collect()  # the objects of this process hold no lock any more
+    with subprocess.Popen(command, env=env, **pipes) as other:
+        assert other.stdout.readline() == b"1\n"
+        assert "is writing here" in refused(capsys, "--resume", "r")
+        assert main("say", "r") == 0  # reading does no harm
+        other.communicate(b"\n")
+    assert main("--resume", "r") == 0
 
 
 def test_seeds_side_by_side_are_those_of_one_call_and_differ(capsys):
