@@ -64,6 +64,10 @@ def generate(test: str) -> str:
     return f"test_generate.py::test_{test}"
 
 
+def batches(test: str) -> str:
+    return f"test_batches.py::test_{test}"
+
+
 def text(test: str) -> str:
     return f"test_text.py::test_{test}"
 
@@ -751,14 +755,14 @@ TEXT: list[Row] = [
     ),
     (
         "windows leave out a token",
-        "place * W - lap",
-        "place * (W + 1) - lap",
+        "laps(step, W, L)",
+        "laps(step, W + 1, L)",
         text("streams_read_on_for_ever_and_drop_nothing[9-1-2]"),
     ),
     (
         "every lap starts over",
-        "place * W - lap * (L % W)",
-        "place * W",
+        "position = laps(step, W, L)[1]",
+        "position = jnp.uint32(step) % (L // W) * W",
         text("streams_read_on_for_ever_and_drop_nothing[9-1-2]"),
     ),
     (
@@ -769,11 +773,10 @@ TEXT: list[Row] = [
     ),
     (
         "position overflows",
-        "position = (place * W - lap * (L % W)) % L",
-        "position = (jnp.asarray(step, jnp.int32) * W) % L",
+        "position = laps(step, W, L)[1]",
+        "position = jnp.uint32(step) * W % L",
         text("streams_do_not_overflow"),
     ),
-    ("padded on the left", "padded[: len(row)] = row", "padded[T - len(row) :] = row", text("pad")),
     (
         "unknown characters pass",
         "np.flatnonzero(known[tokens] != points)",
@@ -836,6 +839,93 @@ TRAIN_KINDS: list[Row] = [
         "keys = jax.random.split(key, B)",
         "keys = jnp.stack([key] * B)",
         kinds("an_algorithm_that_draws_gets_a_key_for_each_sequence_and_update"),
+    ),
+]
+
+BATCHES: list[Row] = [
+    (
+        "padded on the left",
+        "padded[: len(row)] = row",
+        "padded[T - len(row) :] = row",
+        batches("pad"),
+    ),
+    (
+        "every epoch in one order",
+        "_shuffle(key, epoch + later, at, n)",
+        "_shuffle(key, jnp.zeros_like(at), at, n)",
+        batches("each_epoch_has_every_example_once[1001-130]"),
+    ),
+    (
+        "a batch is of one epoch",
+        "_shuffle(key, epoch + later, at, n)",
+        "_shuffle(key, epoch + 0 * later, at, n)",
+        batches("each_epoch_has_every_example_once[10-4]"),
+    ),
+    (
+        "one swaps, the other does not",
+        "jnp.maximum(at, partner)",
+        "at",
+        batches("each_epoch_has_every_example_once[10-4]"),
+    ),
+    (
+        "shuffled too little",
+        "_ROUNDS = 24",
+        "_ROUNDS = 3",
+        batches("every_order_is_equally_likely[5]"),
+    ),
+    (
+        "position overflows",
+        "epoch, place = laps(step, B, n)",
+        "epoch, place = jnp.divmod(jnp.asarray(step).astype(jnp.uint32) * B, n)",
+        batches("after_long_training_too[10-4]"),
+    ),
+    (
+        "laps of whole rounds forgotten",
+        "return whole * size + lap, place",
+        "return lap, place",
+        batches("laps_are_exact"),
+    ),
+    (
+        "all examples for every fold",
+        "at = at if rows is None else rows.indices[at]",
+        "at = at",
+        batches("nets_side_by_side_read_their_own_folds"),
+    ),
+    (
+        "one order for all folds",
+        "jax.random.split(key, len(rows.size))",
+        "jnp.stack([key] * len(rows.size))",
+        batches("nets_side_by_side_read_their_own_folds"),
+    ),
+    (
+        "what repeats counts",
+        "return place < self.size[..., None]",
+        "return place <= self.size[..., None]",
+        batches("folds_of_a_number_and_leave_one_out"),
+    ),
+    (
+        "not stratified",
+        "order = order[np.argsort(kinds[order]",
+        "order = order[np.argsort(0 * kinds[order]",
+        batches("folds_are_stratified"),
+    ),
+    (
+        "not shuffled before the split",
+        "order = rng.permutation(len(kinds))",
+        "order = np.arange(len(kinds))",
+        batches("folds_of_a_number_and_leave_one_out"),
+    ),
+    (
+        "groups torn apart",
+        "_deal(kinds, k, rng) if members is None else",
+        "_deal(kinds, k, rng) if kinds is not None else",
+        batches("groups_stay_together"),
+    ),
+    (
+        "groups shared out by size alone",
+        "np.lexsort((parts.sum(1), crowded))",
+        "np.lexsort((crowded, parts.sum(1)))",
+        batches("groups_are_shared_out_evenly"),
     ),
 ]
 
@@ -1469,6 +1559,7 @@ MUTANTS = [
     *table("losses", "rnn_jax/losses.py", LOSSES),
     *table("generate", "rnn_jax/generate.py", GENERATE),
     *table("text", "rnn_jax/tasks/text.py", TEXT),
+    *table("batches", "rnn_jax/tasks/batches.py", BATCHES),
     *table("train", "rnn_jax/train.py", TRAIN),
     *table("train kinds", "rnn_jax/train.py", TRAIN_KINDS),
     *table("checkpoint", "rnn_jax/checkpoint.py", CHECKPOINT),

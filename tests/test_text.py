@@ -1,4 +1,4 @@
-"""Text: reading, tokens, streams that drop nothing, padded batches."""
+"""Text: reading, tokens, streams that drop nothing."""
 
 import os
 import random
@@ -151,17 +151,3 @@ def test_streams_errors():
     for sizes in ({"batch": 0, "window": 3}, {"batch": 2, "window": -1}):
         with pytest.raises(ValueError, match="positive integer"):
             text.streams(tokens, 0, **sizes)
-
-
-def test_pad():
-    rows = [[5, 1, 2], [], [7], [3, 3]]
-    tokens, lengths = text.pad(iter(rows), 5)
-    assert tokens.shape == (4, 5)
-    assert lengths.tolist() == [3, 0, 1, 2]
-    for row, padded, length in zip(rows, tokens, lengths, strict=True):
-        assert padded[:length].tolist() == row
-        assert (padded[length:] == 0).all()
-    assert text.pad(rows)[0].shape == (4, 3)
-    assert text.pad([])[0].shape == (0, 0)
-    with pytest.raises(ValueError, match="length 3, expected at most 2"):
-        text.pad(rows, 2)

@@ -1,10 +1,10 @@
-"""Text: reading it, characters to tokens and back, contiguous streams, padded batches."""
+"""Text: reading it, characters to tokens and back, contiguous streams."""
 
 import json
 import os
 import sysconfig
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import numpy as np
 
 from rnn_jax import _checks
 from rnn_jax._types import Array
+from rnn_jax.tasks.batches import laps
+from rnn_jax.tasks.batches import pad as pad
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,11 @@ def streams(tokens: Array, step: Any, *, batch: int, window: int) -> tuple[Array
             f"tokens: got {L}, expected at least {W}, one window. Take a longer text or a shorter "
             "window."
         )
-    starts = jnp.asarray(np.arange(B) * L // B, jnp.int32)  # in NumPy: B * L may exceed int32
-    # step * window would exceed int32 after long training; laps of whole windows do not
-    lap, place = jnp.divmod(jnp.asarray(step, jnp.int32), L // W)
-    position = (place * W - lap * (L % W)) % L
-    offsets = jnp.arange(W + 1, dtype=jnp.int32) + position
+    starts = jnp.asarray(np.arange(B) * L // B, jnp.uint32)  # in NumPy: B * L exceeds 32 bits
+    position = laps(step, W, L)[1]  # and so does step * W, after long training
+    offsets = jnp.arange(W + 1, dtype=jnp.uint32) + position
     at = jax.lax.broadcast_in_dim(offsets, (W + 1, B), (0,))
-    window_tokens = tokens[(at + starts[None, :]) % L]
+    window_tokens = tokens[((at + starts[None, :]) % jnp.uint32(L)).astype(jnp.int32)]
     return window_tokens[:-1], window_tokens[1:]
 
 
@@ -229,38 +229,6 @@ def scored_streams(
     at = t + np.arange(B) * S
     scored = (t + 1 >= C) & (t + 1 < C + S) & (at + 1 < C + n)
     return tokens[np.minimum(at, C + n - 1)], tokens[np.minimum(at + 1, C + n - 1)], scored
-
-
-def pad(sequences: Iterable[Sequence[int]], length: int | None = None) -> tuple[Array, Array]:
-    """Sequences of tokens as one padded batch.
-
-    Args:
-      sequences: B sequences of integers, any lengths.
-      length: T; None for that of the longest.
-
-    Returns:
-      ``(tokens, lengths)``: [B, T] int32 with zeros behind each end, and [B] int32, from which
-      `rnn_jax.length_mask` makes the mask.
-
-    Raises:
-      ValueError: a sequence is longer than `length`.
-
-    Example:
-      >>> tokens, lengths = pad([[1, 2, 3], [], [4]])
-      >>> print(tokens, lengths)
-      [[1 2 3]
-       [0 0 0]
-       [4 0 0]] [3 0 1]
-    """
-    rows = [np.asarray(row, np.int32) for row in sequences]
-    longest = max((len(row) for row in rows), default=0)
-    T = longest if length is None else length
-    if longest > T:
-        raise ValueError(f"sequences: got one of length {longest}, expected at most {T}")
-    tokens = np.zeros((len(rows), T), np.int32)
-    for padded, row in zip(tokens, rows, strict=True):
-        padded[: len(row)] = row
-    return jnp.asarray(tokens), jnp.asarray([len(row) for row in rows], jnp.int32)
 
 
 _NOT_LIBRARY = {
