@@ -3,7 +3,7 @@
 A call makes one sequence; a batch of B is ``jax.vmap(lambda k: task(k, ...))(split(key, B))``.
 Every call has the same shapes, so that a draw costs no compilation and can stand inside a training
 step: sequences of different lengths are padded, and `Batch.mask` says what is valid. Only the steps
-of `Batch.scored` have an answer; a loss counts these alone.
+of `Batch.scored` have an answer; `loss` and `wrong` count these alone.
 """
 
 from typing import Any, NamedTuple
