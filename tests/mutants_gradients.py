@@ -533,12 +533,18 @@ TASKS = [
         tasks("anbn"),
     ),
 ]
-MODELS = [
+REMEDIES = [
     (
-        "regulariser takes W for its transpose",
-        "(back @ w_h.T)",
-        "(back @ w_h)",
-        tasks("the_regulariser_is_its_formula"),
+        "the slope varies with all weights",
+        "at = jax.lax.stop_gradient(a)",
+        "at = a",
+        "test_temporal_order.py::test_the_regulariser_is_its_formula",
+    ),
+    (
+        "the first step counts",
+        "batch.mask[:, 1:].sum(",
+        "batch.mask.sum(",
+        "test_temporal_order.py::test_the_regulariser_is_its_formula",
     ),
 ]
 SEARCH = [
@@ -546,7 +552,7 @@ SEARCH = [
         "what is solved goes on learning",
         "jnp.where(active, n, o)",
         "n",
-        tasks("a_search_ends_with_the_last_success_and_keeps_what_is_solved"),
+        "test_search.py::test_a_search_ends_with_the_last_success_and_keeps_what_is_solved",
     ),
 ]
 TABLE_1997 = [
@@ -554,13 +560,13 @@ TABLE_1997 = [
         "a wrong one among the new ones",
         "(found.max(axis=1) < problem.right) & ",
         "",
-        tasks("two_sequences_are_judged_by_new_ones"),
+        "test_lstm_1997.py::test_two_sequences_are_judged_by_new_ones",
     ),
     (
         "success without the mean error",
         " & (recent(errors) < problem.mean)",
         "",
-        tasks("success_of_1997_is_2000_right_ones_in_a_row_with_a_small_mean"),
+        "test_lstm_1997.py::test_success_of_1997_is_2000_right_ones_in_a_row_with_a_small_mean",
     ),
 ]
 
@@ -784,9 +790,9 @@ LABORATORY = [
     ("market", "experiments/market.py", MARKET),
     ("checkpointing", "experiments/checkpointing.py", PROGRAMME),
     ("memory tasks", "rnn_jax/tasks/memory.py", TASKS),
-    ("memory tasks", "experiments/memory_tasks/models.py", MODELS),
-    ("memory tasks", "experiments/memory_tasks/search.py", SEARCH),
-    ("memory tasks", "experiments/memory_tasks/lstm_1997.py", TABLE_1997),
+    ("memory tasks", "experiments/temporal_order.py", REMEDIES),
+    ("memory tasks", "experiments/harness/search.py", SEARCH),
+    ("memory tasks", "experiments/lstm_1997.py", TABLE_1997),
     ("gradient_flow", "experiments/gradient_flow.py", GRADIENT_FLOW),
     ("clipping", "experiments/clipping.py", CLIPPING),
     ("chaos", "experiments/chaos.py", CHAOS),

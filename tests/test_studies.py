@@ -153,6 +153,35 @@ def of_gradient_algorithms(numbers: dict[str, Any], text: str) -> None:
     assert sliding[0] == pytest.approx(chunks[0])
 
 
+def solved(numbers: dict[str, Any], name: str) -> dict[str, list[int]]:
+    """When each seed had learned, by the kind of its row; the figures beside it agree."""
+    rows = numbers["rows"]
+    for row in rows:
+        if "error" in row:
+            assert [n > 0 for n in row["solved_at"]] == [e < 0.01 for e in row["error"]]
+    return {row[name]: row["solved_at"] for row in rows}
+
+
+def of_memory_tasks(numbers: dict[str, Any], text: str) -> None:
+    found = solved(numbers, "kind")
+    assert all(found["tanh, orthogonal, clipped"])
+    assert 0 in found["tanh, clipped"]
+    assert "learned" in text
+
+
+def of_temporal_order(numbers: dict[str, Any], text: str) -> None:
+    found = solved(numbers, "kind")
+    assert all(found["clipped and regularised"])
+    assert 0 in found["clipped"]
+    assert "\n       reproduced" in text
+
+
+def of_lstm_1997(numbers: dict[str, Any], text: str) -> None:
+    assert all(all(found) for found in solved(numbers, "gradient").values())
+    assert max(max(row["wrong_of_2560"]) for row in numbers["rows"]) < 30
+    assert text.count("2 of 2 trials") == 2
+
+
 ROWS = {
     "bench": Row(
         of_bench,
@@ -250,6 +279,25 @@ ROWS = {
             ("--algorithms btpp", "--algorithms: got ('btpp',), expected some of bptt"),
             ("--variance-shapes 8 0", "--variance-shapes: got 0"),
         ],
+    ),
+    "memory_tasks": Row(
+        of_memory_tasks,
+        [
+            ("--lengths 9", "--lengths: got 9, expected at least 10"),
+            ("--tasks parity --lengths 1", "--lengths: got 1"),
+            ("--tasks anbn anbn", "expected each once"),
+            ("--seeds -1", "--seeds: got -1"),
+            ("--minutes nan", "--minutes: got nan"),
+            ("--hidden-size 0", "--hidden-size: got 0"),
+        ],
+    ),
+    "temporal_order": Row(
+        of_temporal_order,
+        [("--lengths 9", "--lengths: got 9"), ("--lengths 20 20", "expected each once")],
+    ),
+    "lstm_1997": Row(
+        of_lstm_1997,
+        [("--lengths 29", "--lengths: got 29"), ("--updates 0", "--updates: got 0")],
     ),
 }
 

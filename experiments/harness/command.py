@@ -133,6 +133,13 @@ def some(options: Any, *names: str) -> None:
         require(options, name, len(getattr(options, name)) > 0, "at least one")
 
 
+def each_once(options: Any, *names: str) -> None:
+    """Raises BadInput for an option of several values that has one twice."""
+    for name in names:
+        value = getattr(options, name)
+        require(options, name, len(set(value)) == len(value), "each once")
+
+
 def rates(options: Any, *names: str) -> None:
     """Raises BadInput for an option that is no rate of dropping."""
     for name in names:

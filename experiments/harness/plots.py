@@ -123,3 +123,23 @@ def loss_curve(rows: list[dict[str, Any]], title: str, unit: str) -> Figure:
         bits.set_ylabel(unit.replace("nats", "bits", 1))
     axes.legend(loc="upper right")  # "best" is slow, and warns when it is
     return figure
+
+
+def dots(
+    axes: Axes,
+    names: Sequence[str],
+    reached: Sequence[Sequence[float]],
+    missed: Sequence[Sequence[float]],
+    labels: tuple[str, str],
+) -> None:
+    """A line for each name, from the top: its values as dots, one upon the other where they are
+    equal, and what was missed as open triangles beside each other."""
+    for y, (values, limits) in enumerate(zip(reached, missed, strict=True)):
+        axes.plot(values, [y] * len(values), "o", color="C0", alpha=0.6)
+        spread = y + 0.08 * (np.arange(len(limits)) - (len(limits) - 1) / 2)
+        axes.plot(limits, spread, ">", color="C3", markerfacecolor="none")
+    axes.plot([], [], "o", color="C0", alpha=0.6, label=labels[0])
+    axes.plot([], [], ">", color="C3", markerfacecolor="none", label=labels[1])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(False, axis="y")

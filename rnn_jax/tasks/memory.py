@@ -3,7 +3,7 @@
 A call makes one sequence; a batch of B is ``jax.vmap(lambda k: task(k, ...))(split(key, B))``.
 Every call has the same shapes, so that a draw costs no compilation and can stand inside a training
 step: sequences of different lengths are padded, and `Batch.mask` says what is valid. Only the steps
-of `Batch.scored` have an answer; a loss counts these alone.
+of `Batch.scored` have an answer; `loss` and `wrong` count these alone.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
+from rnn_jax import _checks, losses
 from rnn_jax._types import Array, Key
 from rnn_jax.unroll import length_mask
 
@@ -23,6 +23,48 @@ class Batch(NamedTuple):
     targets: Array  # [T, O] float, or [T] int32 classes; anything where not scored
     mask: Array  # [T] bool, valid steps: the mask of `rnn_jax.unroll`
     scored: Array  # [T] bool, steps whose target counts; never outside the mask
+
+
+def loss(ys: Array, batch: Batch) -> Array:
+    """Mean over the scored steps: cross-entropy of classes in nats, squared error of numbers.
+
+    Args:
+      ys: [..., O], the outputs of a net: logits where the targets are classes.
+      batch: a step, a sequence or a batch of them; ``...`` are the axes of its mask.
+
+    Returns:
+      [] float.
+
+    Example:
+      >>> batch = parity(jax.random.key(0), 5)
+      >>> print(loss(jnp.zeros((5, 2)), batch).round(4))
+      0.6931
+    """
+    measure = losses.cross_entropy if _classes(batch) else losses.squared_error
+    return measure(ys, batch.targets, batch.scored)
+
+
+def wrong(ys: Array, batch: Batch, tolerance: float = 0.2) -> Array:
+    """Whether a sequence has a scored step of the wrong class, or one that is too far off.
+
+    Args:
+      ys: [..., T, O], the outputs of a net.
+      batch: a sequence or a batch of them; ``[..., T]`` are the axes of its mask.
+      tolerance: numbers that are no further off are right.
+
+    Returns:
+      [...] bool.
+
+    Example:
+      >>> batch = parity(jax.random.key(0), 5, shortest=5)
+      >>> print(batch.targets, wrong(jnp.array([[1.0, 0.0]] * 5), batch))
+      [1 0 1 1 0] True
+    """
+    if _classes(batch):
+        bad = ys.argmax(axis=-1).astype(batch.targets.dtype) != batch.targets
+    else:
+        bad = (jnp.abs(ys - batch.targets) > tolerance).any(axis=-1)
+    return (bad & batch.scored).any(axis=-1)
 
 
 def adding(key: Key, length: int) -> Batch:
@@ -309,6 +351,10 @@ def anbn(key: Key, largest: int, smallest: int = 1) -> Batch:
     string = jnp.where(t <= n, 1, 2) * ((t > 0) & (t <= 2 * n)).astype(int)
     xs, targets = string[:-1].astype(jnp.int32), string[1:].astype(jnp.int32)
     return Batch(xs, targets, t[:-1] <= 2 * n, xs == 2)
+
+
+def _classes(batch: Batch) -> bool:
+    return jnp.issubdtype(batch.targets.dtype, jnp.integer)
 
 
 def _answer_at_end(xs: Array, target: Array, length: Any) -> Batch:
