@@ -697,8 +697,8 @@ GENERATE: list[Row] = [
     ),
     (
         "given state ignored",
-        "state = cell.init_state(params) if state is None else state",
-        "state = cell.init_state(params)",
+        "state = cell.init_state(params) if state is None else state\n    (state",
+        "state = cell.init_state(params)\n    (state",
         generate("the_state_matters"),
     ),
     ("top-k keeps one too many", "rank < _checks", "rank <= _checks", generate("filter_edges")),
