@@ -26,7 +26,8 @@ import rnn_jax
 from experiments.harness import command
 from experiments.harness.application import Application, Data, Model, Options, Report, Trained, Use
 from experiments.harness.command import BadInput
-from rnn_jax import generate, gradients
+from rnn_jax import generate, gradients, train
+from rnn_jax.tasks import text_file
 from rnn_jax.tasks.text import (
     Vocabulary,
     read_text,
@@ -36,6 +37,7 @@ from rnn_jax.tasks.text import (
 )
 
 CONTEXT, STREAMS = 256, 32  # characters read before one is scored; streams of the held-out text
+LARGE, TOKENS = 100_000_000, Path("runs/tokens")  # bytes; where the tokens of a large file are
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Config(Options):
     """Gradient algorithm: backpropagation through the window, or one of rnn_jax.gradients."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the computation; with bfloat16 the parameters are kept in float32."""
+    stream: bool = False
+    """Read the text from the disk all along, as is done by itself with a file above 100 MB. Its
+    tokens are written to runs/tokens once, and used again."""
     validation_size: int = 200_000
     """Highest number of validation characters, from the beginning of the last 10 %."""
     minutes: float | None = 3.5
@@ -84,28 +89,34 @@ QUICK = Config(
 
 def load(config: Config) -> Data:
     """The first 90 % of a text to learn from, the rest to be held out."""
-    if config.data is not None:
-        name, text = config.data.name or str(config.data), read_text(config.data)
-    elif config.quick:
-        name, text = '"hello"', "hello" * 200
+    name, file = '"hello"' if config.quick else "Python's standard library", config.data
+    if file is not None and file.is_file() and (config.stream or file.stat().st_size > LARGE):
+        with command.bytes_bar("reading") as progress:
+            scanned, tokens = text_file.cached(file, TOKENS, progress=progress)
+        vocabulary, sha256 = scanned.vocabulary, scanned.sha256
+        take: Any = tokens.read
     else:
-        name, text = "Python's standard library", standard_library_text()
-    vocabulary = Vocabulary.from_text(text)
-    N = int(0.9 * len(text))
+        text = "hello" * 200 if config.quick else ""
+        text = read_text(file) if file is not None else text or standard_library_text()
+        vocabulary, sha256 = Vocabulary.from_text(text), ""
+        tokens = vocabulary.encode(text)
+        take = lambda start, stop: tokens[start:stop]  # noqa: E731
+    N = int(0.9 * len(tokens))
     if config.window >= N:
         raise BadInput(
-            f"--data: got {len(text)} characters, {N} of them to learn from, expected more than "
+            f"--data: got {len(tokens)} characters, {N} of them to learn from, expected more than "
             f"{config.window}, one window. Take a longer text or a smaller --window"
         )
-    tokens, context = vocabulary.encode(text), min(CONTEXT, N)
-    held_out = tokens[N - context : N + config.validation_size]
-    start = "\n" if "\n" in text else text[0]
+    B, W, C = config.batch, config.window, min(CONTEXT, N)
+    held_out = take(N - C, min(N + config.validation_size, len(tokens)))
+    start = "\n" if "\n" in vocabulary.characters else vocabulary.decode(take(0, 1))
     return Data(
-        train=tokens[:N],
-        held_out=scored_streams(held_out, context, batch=STREAMS, window=config.window),
-        about={"characters": vocabulary.characters, "start": start},
-        text=f"{name}: {len(text):,} characters, {len(vocabulary)} of them distinct",
-        epoch=N / (config.batch * config.window),
+        text_file.Streams(tokens.part(0, N), batch=B, window=W) if sha256 else take(0, N),
+        scored_streams(held_out, C, batch=STREAMS, window=W),
+        {"characters": vocabulary.characters, "start": start},
+        f"{file.name if file else name}: {len(tokens):,} characters, {len(vocabulary)} distinct",
+        epoch=N / (B * W),
+        sha256=sha256,
     )
 
 
@@ -159,9 +170,7 @@ def nats(logits: jax.Array, target: jax.Array) -> jax.Array:
 def make(config: Config, about: dict[str, Any]) -> Model:
     """The net, what it learns by, and what it is judged by."""
     V, W, B = len(about["characters"]), config.window, config.batch
-    noisy = noisy_network(
-        config, V, jax.random.key(0)
-    )  # that key is unused: those in the carry are
+    noisy = noisy_network(config, V, jax.random.key(0))  # unused: the keys in the carry are used
     table = tabulated(noisy, V) if B * W >= V else noisy
 
     def carry(params: Any, key: jax.Array) -> Any:
@@ -170,44 +179,41 @@ def make(config: Config, about: dict[str, Any]) -> Model:
 
         return jax.vmap(one)(jax.random.split(key, B))
 
-    def windows(tokens: jax.Array, step: jax.Array) -> Any:
-        return *streams(tokens, step, batch=B, window=W), restarts(config, step)
+    def batch_at(tokens: jax.Array, step: jax.Array) -> Any:
+        return streams(tokens, step, batch=B, window=W)
+
+    def restarts(key: jax.Array) -> jax.Array | None:
+        flags = jax.random.bernoulli(key, config.restart, (B,))
+        return jnp.zeros((W, B), bool).at[0].set(flags) if config.restart else None
 
     def loss(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
-        inputs, targets, reset = batch  # [W, B] each
-        carry, logits = unroll(table, compute(config, params), carry, inputs, reset)
+        inputs, targets = batch  # [W, B] each
+        params, reset = compute(config, params), restarts(key)
+        carry, logits = unroll(table, params, carry, inputs, reset)
         return nats(logits, targets).mean(), carry
-
-    def sequences(tokens: jax.Array, step: jax.Array) -> Any:
-        inputs, targets, reset = windows(tokens, step)
-        return inputs.T, targets.T, None, None if reset is None else reset.T
-
-    learned_by: tuple[Any, Any] = loss, windows
-    if config.gradient != "window":
-        entry = gradients.REGISTER[config.gradient]
-        learned_by = entry.algorithm(noisy, nats, **entry.options), sequences
 
     def sample(params: Any, seed: int) -> str:
         use = Generate(Path(), length=200, temperature=0.8, seed=seed)
         return about["start"] + "".join(write(config, about, params, use))
 
-    score = evaluator(config, V)
-    init, unit = network(config, V).init, "nats per character"
-    return Model(init, *learned_by, score, carry, sample, unit)
+    learned_by: Any = loss
+    if config.gradient != "window":
+        entry = gradients.REGISTER[config.gradient]
+        algorithm = train.over_batch(entry.algorithm(noisy, nats, **entry.options))
+
+        def value_and_grad(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
+            k_restart, key = jax.random.split(key)
+            batch = jax.tree.map(jnp.transpose, (*batch, None, restarts(k_restart)))
+            return algorithm(params, carry, batch, key)
+
+        learned_by = train.Gradient(value_and_grad)
+    init, score = network(config, V).init, evaluator(config, V)
+    return Model(init, learned_by, batch_at, score, carry, sample, "nats per character")
 
 
 def compute(config: Config, params: Any) -> Any:
     """The params in the dtype of the computation."""
     return jax.tree.map(lambda p: p.astype(config.dtype), params)
-
-
-def restarts(config: Config, step: jax.Array) -> jax.Array | None:
-    """Which streams forget their past at the border of this window, [W, B]."""
-    if not config.restart:
-        return None
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    flags = jax.random.bernoulli(key, config.restart, (config.batch,))
-    return jnp.zeros((config.window, config.batch), bool).at[0].set(flags)
 
 
 def evaluator(config: Config, V: int) -> Any:

@@ -236,6 +236,40 @@ def make_train(
     return Run(steps_per_call, jax.jit(run, donate_argnums=0), batch_at is None)
 
 
+def over_batch(algorithm: ValueAndGrad) -> _BatchGradient:
+    """A gradient algorithm of one sequence, for the mean over the valid steps of a batch.
+
+    `make_train` does this by itself; for a `Gradient` of your own around it.
+
+    Args:
+      algorithm: what a function of `rnn_jax.gradients` returns.
+
+    Returns:
+      ``(params, carry, batch, key) -> ((mean loss, carry), gradient)``, where a batch is ``(xs,
+      targets)``, ``(xs, targets, mask)`` or ``(xs, targets, mask, reset)``, each with a leading
+      axis B, the last two possibly None, and the carry is B states, or None.
+    """
+
+    def value_and_grad(params: Params, carry: State, batch: Any, key: Key) -> Any:
+        xs, targets, *flags = batch
+        named = dict(zip(("mask", "reset"), flags, strict=False))
+        B, T = jax.tree.leaves(xs)[0].shape[:2]
+
+        def one(state: State, xs: Any, targets: Any, named: Any, key: Key) -> Any:
+            return algorithm(params, state, xs, targets, **named, key=key)
+
+        keys = jax.random.split(key, B)
+        (totals, carries), grads = jax.vmap(one)(carry, xs, targets, named, keys)
+        mask = named.get("mask")
+        steps = jnp.int32(B * T) if mask is None else jnp.sum(mask, dtype=jnp.int32)
+        mean, grads = jax.tree.map(
+            lambda a: a.sum(axis=0) / jnp.maximum(steps, 1).astype(a.dtype), (totals, grads)
+        )
+        return (mean, None if carry is None else carries), grads
+
+    return value_and_grad
+
+
 def side_by_side(run: Run, data_axes: Any = None) -> Run:
     """The same updates for K nets at once, in one compiled call: seeds, folds, settings.
 
@@ -411,31 +445,8 @@ def _gradient_of(loss: Any) -> _BatchGradient:
     except (TypeError, ValueError):  # a callable that Python cannot look into
         key = None
     if key is not None and key.kind is key.KEYWORD_ONLY:
-        return _over_batch(loss)
+        return over_batch(loss)
     return jax.value_and_grad(loss, has_aux=True)
-
-
-def _over_batch(algorithm: ValueAndGrad) -> _BatchGradient:
-    """From the sum over one sequence to the mean over the valid steps of a batch."""
-
-    def value_and_grad(params: Params, carry: State, batch: Any, key: Key) -> Any:
-        xs, targets, *flags = batch
-        named = dict(zip(("mask", "reset"), flags, strict=False))
-        B, T = jax.tree.leaves(xs)[0].shape[:2]
-
-        def one(state: State, xs: Any, targets: Any, named: Any, key: Key) -> Any:
-            return algorithm(params, state, xs, targets, **named, key=key)
-
-        keys = jax.random.split(key, B)
-        (totals, carries), grads = jax.vmap(one)(carry, xs, targets, named, keys)
-        mask = named.get("mask")
-        steps = jnp.int32(B * T) if mask is None else jnp.sum(mask, dtype=jnp.int32)
-        mean, grads = jax.tree.map(
-            lambda a: a.sum(axis=0) / jnp.maximum(steps, 1).astype(a.dtype), (totals, grads)
-        )
-        return (mean, None if carry is None else carries), grads
-
-    return value_and_grad
 
 
 def _stacked(batches: list[Any], length: int) -> Any:

@@ -19,7 +19,9 @@ import toy
 
 from experiments.harness import find_lr, learning, run_folder, training, using
 from experiments.harness.command import BadInput
+from rnn_jax import train
 from rnn_jax.checkpoint import Checkpoints
+from rnn_jax.tasks import batches
 
 ROOT = Path(__file__).parents[1]
 LENGTH = ["--steps", "60"]
@@ -38,10 +40,10 @@ def rows(run):
     return run_folder.rows_of(Path(run))
 
 
-def final_state(run, app=toy.APPLICATION):
+def final_state(run, app=toy.APPLICATION, nets=None):
     config, _, about, _ = run_folder.read(Path(run), app.name, app.config)
     model = app.make(config, about)
-    like = jax.eval_shape(lambda: training.initial(config, model, config.seeds))
+    like = jax.eval_shape(lambda: training.initial(config, model, nets or config.seeds))
     return Checkpoints(Path(run) / "checkpoints", read_only=True).restore("last", like=like)
 
 
@@ -416,3 +418,81 @@ def test_a_closed_pipe_ends_no_training():
     assert done.stdout.startswith("200 rows")
     assert "error" not in done.stderr
     assert Path("r/numbers.json").exists()
+
+
+def test_cross_validation_is_nets_side_by_side():
+    """Each net learns from its own part and is judged by the rest, as if it were alone."""
+    labels = np.random.default_rng(0).integers(2, size=90)
+
+    def load(config):
+        data = toy.load(config)
+        xs = np.concatenate([data.train, data.held_out])[:90]
+        parts = batches.folds(labels, 3)
+        held_out = [xs[parts.held_out.indices[k][: parts.held_out.size[k]]] for k in range(3)]
+        train = batches.shuffled(xs, config.seed, parts.train)
+        axes = batches.Shuffled(None, 0)
+        return data._replace(train=train, held_out=held_out, axes=axes)
+
+    def make(config, about):
+        return toy.make(config, about)._replace(batch_at=batches.minibatch(config.batch))
+
+    app = toy.APPLICATION._replace(load=load, make=make)
+    assert app.main(["--quick", "--run", "r"]) == 0
+    nets = json.loads(Path("r/numbers.json").read_text())["best"]["nets"]
+    assert len({net["loss"] for net in nets}) == 3
+    assert app.main(["--resume", "r"]) == 0
+
+    data, config = load(toy.QUICK), toy.QUICK
+    model = make(config, data.about)
+    states = training.initial(config, model, 3)
+    run = train.make_train(model.loss, model.batch_at, learning.optimizer(config))
+    for k in range(3):
+        alone = jax.tree.map(lambda a, k=k: jnp.copy(a[k]), states)
+        order = jax.tree.map(lambda a, k=k: a[k], data.train.order)
+        mine = data.train._replace(order=order)
+        alone = train.fit(run, learning.with_steps(alone, 60), mine, steps=60)
+        together = jax.tree.map(lambda a, k=k: a[k], final_state("r", app, nets=3).params)
+        for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+class Batches:
+    """The toy's batches from an iterator on the host."""
+
+    def __init__(self, xs, size):
+        self.xs, self.size, self.at = xs, size, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.at += 1
+        return np.roll(self.xs, -(self.at - 1) * self.size, axis=0)[: self.size]
+
+    def get_state(self):
+        return {"at": self.at}
+
+    def set_state(self, state):
+        self.at = state["at"]
+
+
+def test_batches_from_the_host_resume_where_they_were(monkeypatch):
+    def load(config):
+        data = toy.load(config)
+        return data._replace(train=Batches(data.train, config.batch), sha256="toy")
+
+    app = toy.APPLICATION._replace(load=load)
+    assert main("--quick", "--run", "device") == 0
+    assert app.main(["--quick", "--run", "host"]) == 0
+    for a, b in zip(rows("host"), rows("device"), strict=True):  # programs of other shape
+        assert a.get("loss", 1.0) == pytest.approx(b.get("loss", 1.0), rel=1e-4)
+    with monkeypatch.context() as patch:
+        interrupted(patch, signal.SIGTERM, at=30)
+        assert app.main(["--quick", "--run", "parts"]) == 0
+    assert Checkpoints("parts/checkpoints", read_only=True).last.position == {"at": 30}
+    assert app.main(["--resume", "parts"]) == 0
+    assert_same_bits(final_state("parts"), final_state("host"))
+    monkeypatch.setattr(learning, "updates_in", lambda *args: 60)
+    assert app.main(["--quick", "--minutes", "0.1", "--run", "measured"]) == 0
+    assert_same_bits(final_state("measured"), final_state("host"))
+    assert app.main(["--quick", "--find-lr"]) == 0

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import tyro
+from tqdm import tqdm
 
 Options = TypeVar("Options")
 
@@ -176,6 +177,18 @@ def say(text: str, end: str = "\n") -> None:
         print(text, end=end, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for what is read piece by piece: ``progress(bytes so far, bytes in all)``."""
+    with tqdm(desc=what, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 @contextlib.contextmanager

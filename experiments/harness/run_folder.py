@@ -90,6 +90,8 @@ def digest(about: dict[str, Any], *arrays: Any) -> str:
     """The identity of data: another number, or another order, is another digest."""
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         found.update(f"{np.shape(leaf)}".encode())
         found.update(np.ascontiguousarray(leaf).tobytes())
     return found.hexdigest()
