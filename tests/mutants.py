@@ -68,6 +68,10 @@ def batches(test: str) -> str:
     return f"test_batches.py::test_{test}"
 
 
+def text_file(test: str) -> str:
+    return f"test_text_file.py::test_{test}"
+
+
 def text(test: str) -> str:
     return f"test_text.py::test_{test}"
 
@@ -929,6 +933,87 @@ BATCHES: list[Row] = [
     ),
 ]
 
+TEXT_FILE: list[Row] = [
+    (
+        "a character cut in two is lost",
+        "text = decoder.decode(raw, final=not raw)",
+        'text = raw.decode(errors="ignore")',
+        text_file("the_tokens_are_those_of_the_text_in_memory"),
+    ),
+    (
+        "a line end cut in two is two",
+        "line_ends.decode(text, final=not raw)",
+        "line_ends.decode(text, final=True)",
+        text_file("the_tokens_are_those_of_the_text_in_memory"),
+    ),
+    (
+        "every piece may have a mark",
+        'text, mark = text.removeprefix(mark), ""',
+        "text = text.removeprefix(mark)",
+        text_file("the_tokens_are_those_of_the_text_in_memory"),
+    ),
+    (
+        "place of a bad byte within its piece",
+        "raise not_utf8(path, error, before)",
+        "raise not_utf8(path, error)",
+        text_file("what_is_not_utf8_says_the_same_as_in_memory"),
+    ),
+    (
+        "one byte for 257 characters",
+        "<= np.iinfo(d).max + 1)",
+        "<= np.iinfo(d).max + 2)",
+        text_file("a_token_is_as_small_as_the_vocabulary_allows[257-uint16]"),
+    ),
+    (
+        "unknown characters pass",
+        "if not raw.translate(None, ascii_known):",
+        "if raw:",
+        text_file("what_goes_wrong_leaves_no_file"),
+    ),
+    (
+        "another text passes",
+        "if (position, digest.hexdigest()) != (scanned.length, scanned.sha256):",
+        "if position != scanned.length:",
+        text_file("what_goes_wrong_leaves_no_file"),
+    ),
+    (
+        "no circle",
+        "self.tokens.read_into(row[before_the_end:], 0)",
+        "row[before_the_end:] = 0",
+        text_file("streams_equal_those_in_memory[5-23-4-5]"),
+    ),
+    (
+        "targets are the inputs",
+        "return windows[:-1], windows[1:]",
+        "return windows[:-1], windows[:-1]",
+        text_file("streams_equal_those_in_memory[5-23-4-5]"),
+    ),
+    (
+        "a part starts where the file does",
+        "self._offset + (self._start + start) * self.dtype.itemsize",
+        "self._offset + start * self.dtype.itemsize",
+        text_file("parts"),
+    ),
+    (
+        "the position is the next but one",
+        'return {"step": self._step} | self._sizes',
+        'return {"step": self._step + 1} | self._sizes',
+        text_file("a_position_goes_through_json_and_continues"),
+    ),
+    (
+        "the position of other streams passes",
+        'or state != {"step": step} | self._sizes:',
+        "or False:",
+        text_file("a_position_goes_through_json_and_continues"),
+    ),
+    (
+        "the whole text in memory",
+        "raw = file.read(_PIECE)",
+        "raw = file.read()",
+        text_file("progress_comes_to_its_end"),
+    ),
+]
+
 TRAIN: list[Row] = [
     (
         "key does not advance",
@@ -1560,6 +1645,7 @@ MUTANTS = [
     *table("generate", "rnn_jax/generate.py", GENERATE),
     *table("text", "rnn_jax/tasks/text.py", TEXT),
     *table("batches", "rnn_jax/tasks/batches.py", BATCHES),
+    *table("text file", "rnn_jax/tasks/text_file.py", TEXT_FILE),
     *table("train", "rnn_jax/train.py", TRAIN),
     *table("train kinds", "rnn_jax/train.py", TRAIN_KINDS),
     *table("checkpoint", "rnn_jax/checkpoint.py", CHECKPOINT),

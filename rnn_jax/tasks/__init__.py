@@ -1,1 +1,1 @@
-"""Data: text as streams and padded batches."""
+"""Data: synthetic tasks, text as streams, batches of examples."""

@@ -61,7 +61,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """Characters to tokens, int32 [T]; a character that is unknown raises ValueError."""
-        known, points = _code_points(self.characters), _code_points(text)
+        known, points = code_points(self.characters), code_points(text)
         tokens = np.searchsorted(known, points).clip(max=len(known) - 1)
         unknown = np.flatnonzero(known[tokens] != points)
         if unknown.size:
@@ -244,18 +244,26 @@ _NOT_LIBRARY = {
 }
 
 
-def _code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
+    """The characters as numbers, uint32 [T]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
+
+
+def not_utf8(
+    path: str | os.PathLike[str], error: UnicodeDecodeError, before: int = 0
+) -> ValueError:
+    """What to say of a file that cannot be decoded; `before`: bytes before those in the error."""
+    return ValueError(
+        f"{path}: not UTF-8 (byte {before + error.start} is 0x{error.object[error.start]:02x}); "
+        "convert it first, for example with iconv -t UTF-8"
+    )
 
 
 def _read_file(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}); convert "
-            "it first, for example with iconv -t UTF-8"
-        ) from error
+        raise not_utf8(path, error) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
