@@ -202,9 +202,8 @@ def make(config: Config, about: dict[str, Any]) -> Model:
         algorithm = train.over_batch(entry.algorithm(noisy, nats, **entry.options))
 
         def value_and_grad(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
-            k_restart, key = jax.random.split(key)
-            batch = jax.tree.map(jnp.transpose, (*batch, None, restarts(k_restart)))
-            return algorithm(params, carry, batch, key)
+            batch = jax.tree.map(jnp.transpose, (*batch, None, restarts(key)))
+            return algorithm(params, carry, batch, jax.random.fold_in(key, 1))
 
         learned_by = train.Gradient(value_and_grad)
     init, score = network(config, V).init, evaluator(config, V)

@@ -1324,8 +1324,8 @@ CHAR_LM: list[Row] = [
     ),
     (
         "tokens of the gradient algorithms not turned around",
-        "return inputs.T, targets.T, None,",
-        "return inputs.reshape(B, W), targets.reshape(B, W), None,",
+        "jax.tree.map(jnp.transpose, (*batch, None, restarts(key)))",
+        "jax.tree.map(lambda a: a.reshape(B, W), (*batch, None, restarts(key)))",
         char_lm("the_gradient_of_bptt_is_that_of_the_window"),
     ),
 ]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_harness import assert_same_bits, final_state
+from test_harness import assert_same_bits, final_state, interrupted
 
 import rnn_jax
 from experiments import char_lm
@@ -217,6 +217,34 @@ def test_what_is_validated_with_was_not_learned_from():
         found = np.moveaxis(targets, 2, 0)[np.moveaxis(scored, 2, 0)]
         assert vocabulary.decode(found) == content[2700:end]
         assert vocabulary.decode(inputs[0, :, 0]) == content[2700 - char_lm.CONTEXT :][:64]
+
+
+def test_a_text_on_the_disk_is_learned_as_one_in_memory(monkeypatch):
+    """The same numbers, and the position in the file is resumed."""
+    Path("t.txt").write_text("the cat sat on the mat. a dog ate the hat! " * 40)
+    options = ["--quick", "--data", "t.txt", "--steps", "60", "--samples", "0"]
+    options += ["--evaluations", "4", "--dropout", "0.2"]
+    assert main(*options, "--run", "memory") == 0
+    assert main(*options, "--stream", "--run", "disk") == 0
+    for a, b in zip(rows("memory"), rows("disk"), strict=True):
+        assert a.keys() == b.keys()
+        for name in ("loss", "validation_loss"):
+            assert a.get(name, 1.0) == pytest.approx(b.get(name, 1.0), rel=1e-3)
+    with monkeypatch.context() as patch:
+        interrupted(patch, signal.SIGTERM, at=30)
+        assert main(*options, "--stream", "--run", "parts") == 0
+    assert main("--resume", "parts") == 0
+    assert rows("parts") == rows("disk")
+    assert_same_bits(final_state("parts", APPLICATION), final_state("disk", APPLICATION))
+    assert len(list(Path("runs/tokens").iterdir())) == 1
+
+
+def test_a_large_file_stays_on_the_disk(monkeypatch):
+    Path("t.txt").write_text("the cat sat on the mat. " * 40)
+    config = Config(data=Path("t.txt"))
+    assert isinstance(char_lm.load(config).train, np.ndarray)
+    monkeypatch.setattr(char_lm, "LARGE", 500)
+    assert not isinstance(char_lm.load(config).train, np.ndarray)
 
 
 @pytest.mark.parametrize("embedding", [0, 3])

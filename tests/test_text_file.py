@@ -358,3 +358,19 @@ def test_memory_does_not_grow_with_the_text() -> None:
 
 if __name__ == "__main__":
     print(json.dumps(measure(int(sys.argv[1]), *map(Path, sys.argv[2:])), indent=1))
+
+
+def test_tokens_are_written_once_for_each_text(tmp_path: Path) -> None:
+    text, folder = tmp_path / "t.txt", tmp_path / "a" / "b"
+    text.write_text("a b c\n" * 50)
+    scanned, tokens = text_file.cached(text, folder)
+    (file,) = folder.iterdir()
+    first = file.stat().st_mtime_ns
+    assert text_file.cached(text, folder)[1].read().tolist() == tokens.read().tolist()
+    assert file.stat().st_mtime_ns == first
+    file.write_bytes(file.read_bytes()[:-7])  # damaged
+    again = text_file.cached(text, folder)[1]
+    assert scanned.vocabulary.decode(again.read()) == text.read_text()
+    text.write_text("a c b\n" * 50)
+    assert scanned.vocabulary.decode(text_file.cached(text, folder)[1].read()) == text.read_text()
+    assert len(list(folder.iterdir())) == 2

@@ -123,6 +123,30 @@ def encode(
     return TokenFile(target)
 
 
+def cached(
+    path: StrPath, folder: StrPath, *, progress: Progress | None = None
+) -> tuple[Scanned, "TokenFile"]:
+    """`scan`, and `encode` into a folder, unless the tokens of this text are there already.
+
+    Args:
+      path: the text.
+      folder: made if it is not there; the name of the file in it is the sha256 of the text.
+      progress: as in `scan` and `encode`, for one after the other.
+
+    Raises:
+      OSError, ValueError: as `scan` and `encode`.
+    """
+    scanned = scan(path, progress=progress)
+    target = Path(folder) / f"{scanned.sha256}.npy"
+    if target.exists():
+        with contextlib.suppress(ValueError):  # damaged: written again
+            tokens = TokenFile(target)
+            if len(tokens) == scanned.length:
+                return scanned, tokens
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return scanned, encode(path, target, scanned, progress=progress)
+
+
 class TokenFile:
     """Tokens in a file that `encode` wrote, or a part of them, read when they are asked for.
 
