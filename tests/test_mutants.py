@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import pytest_in
 from mutants import MUTANTS, Mutant
 
 pytestmark = pytest.mark.slow
@@ -53,11 +54,15 @@ def mutate(folder: Path, mutant: Mutant) -> None:
     path.write_text(source, encoding="utf-8")
 
 
+def arguments(folder: Path, tests: list[str]) -> list[str]:
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", ""]
+    return [*options, "--basetemp", str(folder / "tmp"), *(f"tests/{test}" for test in tests)]
+
+
 def run_tests(folder: Path, tests: list[str], **environment: str) -> tuple[int, str]:
     """Exit code and output of pytest in a copy, with nothing of a pytest around it."""
     outer = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["--basetemp", str(folder / "tmp"), *(f"tests/{test}" for test in tests)]
+    command = [sys.executable, "-m", "pytest", *arguments(folder, tests)]
     done = subprocess.run(
         command,
         cwd=folder,
@@ -74,7 +79,7 @@ def kill(mutant: Mutant) -> str:
     with tempfile.TemporaryDirectory() as name:
         copy_project(Path(name))
         mutate(Path(name), mutant)
-        code, output = run_tests(Path(name), list(mutant.tests))
+        code, output = pytest_in(Path(name), arguments(Path(name), list(mutant.tests)))
     if code == 0:
         pytest.fail(f"the mutant survived {', '.join(mutant.tests)}")
     failed = re.search(r"^FAILED tests/(.+?)(?: - (.*))?$", output, re.MULTILINE)
@@ -97,7 +102,7 @@ def test_what_is_tested_is_the_copy(tmp_path: Path) -> None:
 def test_the_named_tests_exist() -> None:
     """That they pass without a mutant is what the other tests are for."""
     named = sorted({f"tests/{test}" for mutant in MUTANTS for test in mutant.tests})
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *named]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "--collect-only", *named]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
