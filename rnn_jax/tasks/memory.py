@@ -58,7 +58,7 @@ def wrong(ys: Array, batch: Batch, tolerance: float = 0.2) -> Array:
     Example:
       >>> batch = parity(jax.random.key(0), 5, shortest=5)
       >>> print(batch.targets, wrong(jnp.array([[1.0, 0.0]] * 5), batch))
-      [1 0 1 1 0] True
+      [1 0 0 1 0] True
     """
     if _classes(batch):
         bad = ys.argmax(axis=-1).astype(batch.targets.dtype) != batch.targets
