@@ -279,6 +279,35 @@ def test_divergence_is_told(capsys, monkeypatch):
     assert "learning rate" in error
 
 
+def test_any_name_of_a_file_ends_in_the_figures():
+    """Mathematics in dollars, and characters that no font here has."""
+    name = "a$b^$ [x] \U0001f600.txt"
+    Path(name).write_text("\n".join("1 2 -3 4" for _ in range(60)))
+
+    def load(config):
+        return toy.load(config)._replace(text=config.data.name)
+
+    app = toy.APPLICATION._replace(load=load)
+    for options in ([], ["--find-lr"]):
+        assert app.main(["--quick", "--data", name, "--steps", "20", *options]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/shm").is_dir(), reason="mounts a disk")
+def test_a_full_disk_is_told(capsys):
+    Path("small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", "small"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        assert main("--quick", "--steps", "3000", "--evaluations", "300", "--run", "small/r") == 1
+    finally:
+        subprocess.run(["umount", "small"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "small/r" in error
+    assert "No space left" in error or "make room" in error
+
+
 BAD = {
     "no data": (["--quick", "--data", "missing"], "missing"),
     "few data": (["--quick", "--data", "few"], "got 2 rows"),

@@ -151,7 +151,8 @@ def draw(rates: np.ndarray, losses: np.ndarray, choices: dict[str, float], title
         axes.plot(rate, at, marker, markersize=9, fillstyle="none", label=f"{name}: {rate:.1e}")
     low, first = float(smooth.min()), float(smooth[0])
     span = max(first - low, 1e-3 * abs(first), math.ulp(1.0))
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title=title)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    axes.set_title(title, parse_math=False)
     axes.set_ylim(low - 0.2 * span, first + 0.5 * span)
     axes.legend(loc="lower left")
     return figure

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ STYLE = Path(__file__).with_name("figures.mplstyle")
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Inside the ``with``, figures are made and saved in the style of all experiments."""
-    with matplotlib.style.context(STYLE):
+    with matplotlib.style.context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # an empty box is drawn
         yield
 
 
@@ -117,7 +119,8 @@ def loss_curve(rows: list[dict[str, Any]], title: str, unit: str) -> Figure:
     if late and max(late) > min(late):  # the steep beginning would flatten the rest
         margin = 0.05 * (max(late) - min(late))
         axes.set_ylim(min(late) - margin, max(late) + margin)
-    axes.set(xlabel="updates", ylabel=f"loss, {unit}" if unit else "loss", title=title)
+    axes.set(xlabel="updates", ylabel=f"loss, {unit}" if unit else "loss")
+    axes.set_title(title, parse_math=False)  # the name of a file may have a $
     if unit.startswith("nats"):
         bits = axes.secondary_yaxis("right", functions=(lambda x: x / LN2, lambda x: x * LN2))
         bits.set_ylabel(unit.replace("nats", "bits", 1))
