@@ -16,11 +16,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 import rnn_jax
 from experiments.harness import command
@@ -45,6 +46,9 @@ class Config(Options):
     """Trains a character language model: truncated backpropagation through time over contiguous
     streams, with the hidden state carried from window to window."""
 
+    data: Annotated[Path | None, tyro.conf.arg(aliases=["--text"])] = None
+    """UTF-8 file or folder to learn from; default: the source files of Python's standard library.
+    The last 10 % are for validation."""
     cell: Literal[tuple(rnn_jax.ALL_CELLS)] = "gru"  # type: ignore[valid-type]
     """Recurrent cell."""
     layers: int = 2
@@ -90,11 +94,12 @@ QUICK = Config(
 def load(config: Config) -> Data:
     """The first 90 % of a text to learn from, the rest to be held out."""
     name, file = '"hello"' if config.quick else "Python's standard library", config.data
+    tokens: Any
     if file is not None and file.is_file() and (config.stream or file.stat().st_size > LARGE):
         with command.bytes_bar("reading") as progress:
             scanned, tokens = text_file.cached(file, TOKENS, progress=progress)
         vocabulary, sha256 = scanned.vocabulary, scanned.sha256
-        take: Any = tokens.read
+        take = tokens.read
     else:
         text = "hello" * 200 if config.quick else ""
         text = read_text(file) if file is not None else text or standard_library_text()

@@ -1361,8 +1361,20 @@ LEARNING: list[Row] = [
         "np.argmax([scores[",
         harness("seeds_side_by_side_are_those_of_one_call_and_differ"),
     ),
+    (
+        "one seed for all nets",
+        "jax.random.split(key, nets)",
+        "jnp.stack([key] * nets)",
+        harness("seeds_side_by_side_are_those_of_one_call_and_differ"),
+    ),
 ]
 TRAINING: list[Row] = [
+    (
+        "params of the other run not taken",
+        "return state._replace(params=params)",
+        "return state",
+        harness("a_run_begins_where_another_ended"),
+    ),
     (
         "a score too patient",
         "waited >= config.patience * every",
@@ -1386,12 +1398,6 @@ TRAINING: list[Row] = [
         "if _identity(data) != saved.sha256:",
         "if False:",
         harness("another_file_is_refused_and_a_moved_one_found"),
-    ),
-    (
-        "one seed for all nets",
-        "jax.random.split(key, nets)",
-        "jnp.stack([key] * nets)",
-        harness("seeds_side_by_side_are_those_of_one_call_and_differ"),
     ),
 ]
 RUN_FOLDER: list[Row] = [

@@ -19,8 +19,8 @@ from test_harness import assert_same_bits, final_state, interrupted
 import rnn_jax
 from experiments import char_lm
 from experiments.char_lm import APPLICATION, QUICK, Config
-from experiments.harness import run_folder, training
-from rnn_jax import gradients
+from experiments.harness import learning, run_folder
+from rnn_jax import gradients, train
 from rnn_jax.checkpoint import Checkpoints
 from rnn_jax.tasks.text import Vocabulary, scored_streams
 
@@ -118,8 +118,8 @@ def test_real_signals_and_kill_9():
 
 def test_generate_options(capsys):
     Path("t.txt").write_text("the cat sat on the mat. a dog ate the hat! " * 40)
-    train = ["--quick", "--data", "t.txt", "--run", "r", "--steps", "60", "--samples", "0"]
-    assert main(*train) == 0
+    options = ["--quick", "--data", "t.txt", "--run", "r", "--steps", "60", "--samples", "0"]
+    assert main(*options) == 0
     capsys.readouterr()
 
     def write(*args):
@@ -255,10 +255,8 @@ def test_the_loss_of_an_update_and_the_carried_state(embedding):
     about = {"characters": "abcde", "start": "a"}
     tokens = jax.random.randint(jax.random.key(1), (50,), 0, 5)
     model = char_lm.make(config, about)
-    state = training.initial(config, model, 1)
-    run = training.train.make_train(
-        model.loss, model.batch_at, training.learning.optimizer(config), steps_per_call=1
-    )
+    state = learning.initial(config, model, 1)
+    run = train.make_train(model.loss, model.batch_at, learning.optimizer(config), steps_per_call=1)
     cell = char_lm.network(config, 5)
     carries = [None] * 3
     for step in range(9):  # more than a lap of 50 characters

@@ -43,7 +43,7 @@ def rows(run):
 def final_state(run, app=toy.APPLICATION, nets=None):
     config, _, about, _ = run_folder.read(Path(run), app.name, app.config)
     model = app.make(config, about)
-    like = jax.eval_shape(lambda: training.initial(config, model, nets or config.seeds))
+    like = jax.eval_shape(lambda: learning.initial(config, model, nets or config.seeds))
     return Checkpoints(Path(run) / "checkpoints", read_only=True).restore("last", like=like)
 
 
@@ -179,6 +179,23 @@ def test_a_finished_run_is_trained_further(capsys):
     assert int(final_state("r").step) == 100
     assert rows("r")[: len(first)] == first
     assert run_folder.read(Path("r"), "toy", toy.Options).steps == 100
+
+
+def test_a_run_begins_where_another_ended(capsys):
+    """With other data, another rate, and a schedule from its start; for several nets too."""
+    assert main("--quick", "--run", "a") == 0
+    best = min(row["validation_loss"] for row in rows("a") if "validation_loss" in row)
+    np.savetxt("t.txt", np.random.default_rng(1).normal(size=(40, 5)))
+    other = ["--quick", "--data", "t.txt", "--learning-rate", "1e-6", "--steps", "4"]
+    assert main(*other, "--run", "fresh") == 0
+    for seeds in (1, 3):
+        run = f"b{seeds}"
+        assert main(*other, "--init-from", "a", "--seeds", seeds, "--run", run) == 0
+        assert rows(run)[0]["loss"] < 2 * best < rows("fresh")[0]["loss"]
+        assert np.ravel(final_state(run).step)[0] == 4
+    assert "no run of toy" in refused(capsys, "--quick", "--init-from", "missing")
+    np.savetxt("t.txt", np.random.default_rng(1).normal(size=(40, 6)))
+    assert "differ in T" in refused(capsys, *other, "--init-from", "a")
 
 
 def test_the_schedule_stretches_over_all_steps():
@@ -473,7 +490,7 @@ def test_cross_validation_is_nets_side_by_side():
 
     data, config = load(toy.QUICK), toy.QUICK
     model = make(config, data.about)
-    states = training.initial(config, model, 3)
+    states = learning.initial(config, model, 3)
     run = train.make_train(model.loss, model.batch_at, learning.optimizer(config))
     for k in range(3):
         alone = jax.tree.map(lambda a, k=k: jnp.copy(a[k]), states)

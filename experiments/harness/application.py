@@ -40,6 +40,9 @@ class Options:
     resume: Path | None = None
     """Run folder to go on with, where its options are used; with --steps beside it, a run that is
     finished is trained further."""
+    init_from: Path | None = None
+    """Run folder whose best params the net starts from, for other data, options or a fresh
+    schedule; the net must be the same, and its data must mean the same (the same vocabulary)."""
     quick: bool = False
     """A small setting that learns in less than half a minute; options beside it still count."""
     find_lr: bool = False

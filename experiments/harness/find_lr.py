@@ -63,7 +63,7 @@ def sweep(config: Any, model: Any, data: Any, stop: train.Stop) -> tuple[np.ndar
     )
     batch_at = None if training.is_streamed(data) else model.batch_at
     run = train.make_train(model.loss, batch_at, optimizer, steps_per_call=5)
-    state = training.initial(config, model, 1)
+    state = learning.initial(config, model, 1)
     state = train.init(state.params, state.carry, optimizer, state.key)
     losses: list[float] = []
 

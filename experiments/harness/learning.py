@@ -72,6 +72,19 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.scale_by_adam(), paced(rate))
 
 
+def initial(config: Any, model: Any, nets: int) -> train.TrainState:
+    """The state before the first update; with a leading axis for nets side by side."""
+
+    def one(key: jax.Array) -> train.TrainState:
+        k_params, k_carry, k_train = jax.random.split(key, 3)
+        params = model.init(k_params)
+        carry = model.carry(params, k_carry)
+        return train.init(params, carry, optimizer(config), k_train)
+
+    key = jax.random.key(config.seed)
+    return one(key) if nets == 1 else jax.vmap(one)(jax.random.split(key, nets))
+
+
 def each(params: Any, nets: int) -> list[Any]:
     """The params of each of the nets that are trained side by side."""
     if nets == 1:

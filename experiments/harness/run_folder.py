@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.command import BadInput, flag
@@ -90,7 +91,7 @@ def digest(about: dict[str, Any], *arrays: Any) -> str:
     """The identity of data: another number, or another order, is another digest."""
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         found.update(f"{np.shape(leaf)}".encode())
         found.update(np.ascontiguousarray(leaf).tobytes())

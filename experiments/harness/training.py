@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, learning, plots, run_folder
+from experiments.harness import command, learning, plots, run_folder, using
 from experiments.harness.application import (
     Application,
     Data,
     Model,
-    Options,
     Trained,
     check_memory,
 )
@@ -72,7 +71,7 @@ def prepare(app: Application, config: Any) -> tuple[Data, Model, int, train.Run]
     data = app.load(config)
     model = app.make(config, data.about)
     nets = config.seeds if data.axes is None else len(data.held_out)
-    state = jax.eval_shape(lambda: initial(config, model, nets))
+    state = jax.eval_shape(lambda: learning.initial(config, model, nets))
     check_memory(state)
     batch_at = None if is_streamed(data) else model.batch_at
     run = train.make_train(
@@ -94,23 +93,38 @@ def on_device(data: Data) -> Any:
     return data.train if is_streamed(data) else jax.tree.map(jnp.asarray, data.train)
 
 
-def initial(config: Options, model: Model, nets: int) -> train.TrainState:
-    """The state before the first update; with a leading axis for nets side by side."""
+def _first(app: Application, config: Any, data: Data, model: Model, nets: int) -> train.TrainState:
+    """The state before the first update, with the params of another run where one is given."""
+    state = jax.jit(lambda: learning.initial(config, model, nets))()
+    if config.init_from is None:
+        return state
+    other = using.load_run(app, config.init_from)
+    differ = [name for name in data.about if data.about[name] != other.about.get(name)]
+    if differ:
+        raise BadInput(
+            f"--init-from {config.init_from}: its data and these differ in {', '.join(differ)}, so "
+            "that its params would mean something else here"
+        )
+    params = other.params
+    if nets > 1:
+        params = jax.tree.map(lambda a: jnp.stack([a] * nets), params)
+    here, there = (_shapes(tree) for tree in (state.params, params))
+    if here != there:
+        raise BadInput(
+            f"--init-from {config.init_from}: its net is another one: {', '.join(there ^ here)}"
+        )
+    return state._replace(params=params)
 
-    def one(key: jax.Array) -> train.TrainState:
-        k_params, k_carry, k_train = jax.random.split(key, 3)
-        params = model.init(k_params)
-        carry = model.carry(params, k_carry)
-        return train.init(params, carry, learning.optimizer(config), k_train)
 
-    key = jax.random.key(config.seed)
-    return one(key) if nets == 1 else jax.vmap(one)(jax.random.split(key, nets))
+def _shapes(params: Any) -> set[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {f"{jax.tree_util.keystr(path)} {list(leaf.shape)}" for path, leaf in leaves}
 
 
 def _new(app: Application, config: Any) -> Session:
     command.check_new(config.run)
     data, model, nets, run = prepare(app, config)
-    state = jax.jit(lambda: initial(config, model, nets))()
+    state = _first(app, config, data, model, nets)
     steps = _steps(config, data, model, nets, run, state)
     state = learning.with_steps(state, steps)
     described = run_folder.Description(config, steps, data.about, _identity(data))
@@ -143,9 +157,9 @@ def _resume(app: Application, config: Any) -> Session:
             "began with. Put those back (--data says where they are now), or start a new run"
         )
     if checkpoints.last is None:
-        state = jax.jit(lambda: initial(config, model, nets))()
+        state = _first(app, config, data, model, nets)
     else:
-        like = jax.eval_shape(lambda: initial(config, model, nets))
+        like = jax.eval_shape(lambda: learning.initial(config, model, nets))
         state = checkpoints.restore("last", like=like)
         if is_streamed(data):
             data.train.set_state(checkpoints.last.position)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.harness import command, learning, run_folder, training
+from experiments.harness import command, learning, run_folder
 from experiments.harness.application import Application, Trained
 from experiments.harness.command import BadInput
 from rnn_jax.checkpoint import Checkpoints
@@ -37,7 +37,7 @@ def load_run(app: Application, folder: Path) -> Trained:
     which = "best" if checkpoints.best else "last"
     best = learning.best_row(run_folder.rows_of(folder))
     nets = len(best["nets"]) if best is not None and "nets" in best else config.seeds
-    like = jax.eval_shape(lambda: training.initial(config, model, nets))
+    like = jax.eval_shape(lambda: learning.initial(config, model, nets))
     like = like._replace(opt_state=None, carry=None)
     params = learning.each(checkpoints.restore(which, like=like).params, nets)
     return Trained(config, about, model, params[learning.best_net(best) % nets], params)
