@@ -93,36 +93,42 @@ QUICK = Config(
 
 def load(config: Config) -> Data:
     """The first 90 % of a text to learn from, the rest to be held out."""
-    name, file = '"hello"' if config.quick else "Python's standard library", config.data
+    file, sha256 = config.data, ""
     tokens: Any
     if file is not None and file.is_file() and (config.stream or file.stat().st_size > LARGE):
         with command.bytes_bar("reading") as progress:
             scanned, tokens = text_file.cached(file, TOKENS, progress=progress)
-        vocabulary, sha256 = scanned.vocabulary, scanned.sha256
-        take = tokens.read
+        name, vocabulary, sha256 = file.name, scanned.vocabulary, scanned.sha256
     else:
-        text = "hello" * 200 if config.quick else ""
-        text = read_text(file) if file is not None else text or standard_library_text()
-        vocabulary, sha256 = Vocabulary.from_text(text), ""
+        name, text = read(config)
+        vocabulary = Vocabulary.from_text(text)
         tokens = vocabulary.encode(text)
-        take = lambda start, stop: tokens[start:stop]  # noqa: E731
-    N = int(0.9 * len(tokens))
-    if config.window >= N:
+    L, N, B, W = len(tokens), int(0.9 * len(tokens)), config.batch, config.window
+    if N <= W:
         raise BadInput(
-            f"--data: got {len(tokens)} characters, {N} of them to learn from, expected more than "
-            f"{config.window}, one window. Take a longer text or a smaller --window"
+            f"--data: got {L} characters, {N} of them to learn from, expected more than {W}, one "
+            "window. Take a longer text or a smaller --window"
         )
-    B, W, C = config.batch, config.window, min(CONTEXT, N)
-    held_out = take(N - C, min(N + config.validation_size, len(tokens)))
-    start = "\n" if "\n" in vocabulary.characters else vocabulary.decode(take(0, 1))
+    C = min(CONTEXT, N)
+    held_out = tokens[N - C : N + config.validation_size]
+    start = "\n" if "\n" in vocabulary.characters else vocabulary.decode(tokens[:1])
     return Data(
-        text_file.Streams(tokens.part(0, N), batch=B, window=W) if sha256 else take(0, N),
+        text_file.Streams(tokens.part(0, N), batch=B, window=W) if sha256 else tokens[:N],
         scored_streams(held_out, C, batch=STREAMS, window=W),
         {"characters": vocabulary.characters, "start": start},
-        f"{file.name if file else name}: {len(tokens):,} characters, {len(vocabulary)} distinct",
+        f"{name}: {L:,} characters, {len(vocabulary)} of them distinct",
         epoch=N / (B * W),
         sha256=sha256,
     )
+
+
+def read(config: Config) -> tuple[str, str]:
+    """The name of a text, and the text."""
+    if config.data is not None:
+        return config.data.name or str(config.data), read_text(config.data)
+    if config.quick:
+        return '"hello"', "hello" * 200
+    return "Python's standard library", standard_library_text()
 
 
 @functools.lru_cache

@@ -1318,8 +1318,8 @@ CHAR_LM: list[Row] = [
     ),
     (
         "validated with what was learned from",
-        "tokens[N - context : N + config.validation_size]",
-        "tokens[: context + len(tokens) - N]",
+        "tokens[N - C : N + config.validation_size]",
+        "tokens[: C + L - N]",
         char_lm("what_is_validated_with_was_not_learned_from"),
     ),
     (

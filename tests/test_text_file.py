@@ -374,3 +374,14 @@ def test_tokens_are_written_once_for_each_text(tmp_path: Path) -> None:
     text.write_text("a c b\n" * 50)
     assert scanned.vocabulary.decode(text_file.cached(text, folder)[1].read()) == text.read_text()
     assert len(list(folder.iterdir())) == 2
+
+
+def test_slices_are_those_of_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "t.npy"
+    tokens = np.arange(20, dtype=np.uint8)
+    np.save(path, tokens)
+    file = TokenFile(path).part(3, 17)
+    for where in (slice(None), slice(2, 5), slice(-4, None), slice(9, 3), slice(5, 99)):
+        np.testing.assert_array_equal(file[where], tokens[3:17][where])
+    with pytest.raises(ValueError, match="a step of 2"):
+        file[::2]

@@ -190,6 +190,13 @@ class TokenFile:
         part.read_into(tokens, 0)
         return tokens
 
+    def __getitem__(self, where: slice) -> np.ndarray:
+        """``tokens[start:stop]``, read into memory, as of an array."""
+        start, stop, step = where.indices(len(self))
+        if step != 1:
+            raise ValueError(f"got a step of {step}, expected start:stop; read a part, then slice")
+        return self.read(start, max(start, stop))
+
     def read_into(self, tokens: np.ndarray, start: int) -> None:
         """Fills an array with the tokens from `start` on; several threads may at once."""
         left = tokens.view(np.uint8).data
