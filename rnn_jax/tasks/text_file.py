@@ -102,7 +102,7 @@ def encode(
     target = Path(target)
     if target.exists() and target.samefile(path):
         raise ValueError(f"target: got {target}, which is the text; choose another place")
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")  # another process may write too
     dtype = next(d for d in _DTYPES if len(scanned.vocabulary) <= np.iinfo(d).max + 1)
     tokens_of, position, digest = _encoder(path, scanned.vocabulary, dtype), 0, hashlib.sha256()
     try:
