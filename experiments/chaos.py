@@ -263,7 +263,7 @@ def draw(report: dict[str, Any], config: Config) -> Figure:
     left.plot(fine, [mean_field(g) for g in fine], "k--", label=r"mean field, $N \to \infty$")
     for number, (N, exponents) in enumerate(report["autonomous"].items()):
         plots.band(left, config.gains, exponents, f"N = {N}, median, quartiles", f"C{number}", ".-")
-    left.axvline(1, color="gray", linewidth=0.8)
+    left.axvline(1, color="gray", linewidth=0.8, label="gain 1, exponent 0")
     left.axhline(0, color="gray", linewidth=0.8)
     left.set(title="Chaos begins above gain 1", xlabel="gain g")
     left.set_ylabel("largest Lyapunov exponent")
@@ -280,7 +280,7 @@ def draw(report: dict[str, Any], config: Config) -> Figure:
             at, found = results["exponent"].ravel(), results[name].ravel()
             label = f"T = {T}, {name} Jacobian"
             right.plot(at, found, marker, color=f"C{number}", label=label)
-    right.axvline(0, color="gray", linewidth=0.8)
+    right.axvline(0, color="gray", linewidth=0.8, label="exponent 0")
     right.set(yscale="log", ylim=(1, 6 * max(config.newton_steps)), ylabel="iterations")
     right.yaxis.set_major_formatter("{x:g}")
     right.set(title=f"Newton over time (driven, N = {config.newton_size})")
