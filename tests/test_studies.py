@@ -273,7 +273,7 @@ ROWS = {
     "gradient_algorithms": Row(
         of_gradient_algorithms,
         [
-            ("--draws 1", "--draws: got 1, expected an integer of at least 2"),
+            ("--draws 1", "--draws: got 1, expected at least 2"),
             ("--stream-steps 150", "--stream-steps: got 150, expected a multiple of 100"),
             ("--cells elmann", "--cells: got ('elmann',), expected some of elman"),
             ("--algorithms btpp", "--algorithms: got ('btpp',), expected some of bptt"),
