@@ -18,6 +18,11 @@ def is_float(a: Any) -> bool:
     return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
+def wide(dtype: Any) -> Any:
+    """A float dtype, single precision or wider: in half precision sums end and squares overflow."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def varying_axes(tree: Any) -> frozenset[str]:
     """The axes of a `jax.shard_map` over which any array of `tree` varies."""
     types = [jax.typeof(a).manual_axis_type for a in jax.tree.leaves(tree)]

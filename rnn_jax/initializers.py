@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks
-from rnn_jax._types import Array, Initializer, Key
+from rnn_jax._types import Array, Initializer, Key, wide
 
 zeros: Initializer = jax.nn.initializers.zeros
 
@@ -55,7 +55,7 @@ def orthogonal(scale: float = 1.0) -> Initializer:
     draw = jax.nn.initializers.orthogonal(scale)
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        return draw(key, shape, _wide(dtype)).astype(dtype)
+        return draw(key, shape, wide(dtype)).astype(dtype)
 
     return init
 
@@ -126,7 +126,7 @@ def chrono(max_lag: int) -> Initializer:
         raise ValueError(f"max_lag: got {max_lag}, expected at least 3 time steps")
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        lags = jax.random.uniform(key, (_gate_size(shape),), _wide(dtype), 1.0, max_lag - 1.0)
+        lags = jax.random.uniform(key, (_gate_size(shape),), wide(dtype), 1.0, max_lag - 1.0)
         f = jnp.log(lags).astype(dtype)
         return jnp.concatenate([-f, f, jnp.zeros_like(f), jnp.zeros_like(f)])
 
@@ -153,10 +153,6 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
         )
 
     return init
-
-
-def _wide(dtype: Any) -> Any:
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def _gate_size(shape: tuple[int, ...]) -> int:

@@ -3,7 +3,7 @@
 Every loss takes predictions with any leading axes ([T], [B, T], ...) and a mask of those axes. The
 mean is over all valid entries together, so short sequences in a batch count for less than long
 ones. With nothing valid the loss is 0. Padding, NaN and inf included, reaches neither the loss nor
-a gradient.
+a gradient. All is computed in float32 or wider, and the result has the dtype of the predictions.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from rnn_jax._types import Array
+from rnn_jax._types import Array, wide
 
 
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> Array:
@@ -105,8 +105,12 @@ def _masked_mean(
             f"targets: got shape {targets.shape} for predictions of shape {predictions.shape}, "
             f"expected {expected}"
         )
+    dtype = predictions.dtype
+    predictions = predictions.astype(wide(dtype))
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        targets = targets.astype(predictions.dtype)
     if mask is None:
-        return loss(predictions, targets).mean()
+        return loss(predictions, targets).mean().astype(dtype)
     mask = jnp.asarray(mask)
     if mask.shape != predictions.shape[:-1]:
         raise ValueError(f"mask: got shape {mask.shape}, expected {predictions.shape[:-1]}")
@@ -117,4 +121,4 @@ def _masked_mean(
     targets = jnp.where(target_mask, targets, jnp.zeros_like(targets))
     losses = jnp.where(mask, loss(predictions, targets), jnp.zeros((), predictions.dtype))
     count = jnp.maximum(mask.sum(), 1).astype(losses.dtype)
-    return losses.sum() / count
+    return (losses.sum() / count).astype(dtype)

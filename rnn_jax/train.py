@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from rnn_jax import _checks
-from rnn_jax._types import Array, Key, Params, State
+from rnn_jax._types import Array, Key, Params, State, wide
 from rnn_jax.gradients._types import ValueAndGrad
 
 Loss: TypeAlias = Callable[[Params, State, Any, Key], tuple[Array, State]]
@@ -262,9 +262,12 @@ def over_batch(algorithm: ValueAndGrad) -> _BatchGradient:
         (totals, carries), grads = jax.vmap(one)(carry, xs, targets, named, keys)
         mask = named.get("mask")
         steps = jnp.int32(B * T) if mask is None else jnp.sum(mask, dtype=jnp.int32)
-        mean, grads = jax.tree.map(
-            lambda a: a.sum(axis=0) / jnp.maximum(steps, 1).astype(a.dtype), (totals, grads)
-        )
+
+        def mean_of(a: Array) -> Array:
+            total = _wide(a).sum(axis=0)
+            return (total / jnp.maximum(steps, 1).astype(total.dtype)).astype(a.dtype)
+
+        mean, grads = jax.tree.map(mean_of, (totals, grads))
         return (mean, None if carry is None else carries), grads
 
     return value_and_grad
@@ -480,7 +483,7 @@ def _global_norm(tree: Any) -> Array:
 
 
 def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _stays_finite(new: Any, old: Any) -> Array:

@@ -280,6 +280,8 @@ def length_mask(length: Any, steps: int) -> Array:
        [ True  True  True]]
     """
     length = jnp.asarray(length)
+    if length.dtype.itemsize < 4:  # a small integer type may not hold T
+        length = length.astype(jnp.int32)
     shape = (*length.shape, steps)
     return jax.lax.broadcasted_iota(length.dtype, shape, length.ndim) < length[..., None]
 

@@ -234,11 +234,17 @@ GRU_RESET_AFTER: list[Row] = [
 ]
 
 LAYER_NORM: list[Row] = [
+    (
+        "normalised in half precision",
+        "dtype, a = a.dtype, a.astype(wide(a.dtype))",
+        "dtype, a = a.dtype, a.astype(a.dtype)",
+        "test_small_dtypes.py::test_layer_norm_in_half_precision_has_finite_gradients",
+    ),
     ("not centred", "a - a.mean(axis=-1, keepdims=True)", "a", loop("layer_norm_elman")),
     (
         "not divided by the deviation",
-        "return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)",
-        "return centred",
+        "return (centred * scale).astype(dtype)",
+        "return centred.astype(dtype)",
         loop("layer_norm_elman"),
     ),
     (
@@ -324,13 +330,13 @@ INITIALIZERS: list[Row] = [
     ),
     (
         "chrono drawn in half precision",
-        "_wide(dtype), 1.0, max_lag",
+        "wide(dtype), 1.0, max_lag",
         "dtype, 1.0, max_lag",
         cells("chrono_spreads_the_lags_evenly[bfloat16]"),
     ),
     (
         "orthogonal in half precision",
-        "draw(key, shape, _wide(dtype))",
+        "draw(key, shape, wide(dtype))",
         "draw(key, shape, dtype)",
         cells("each_recurrent_block_is_orthogonal[bfloat16-lstm]"),
     ),
@@ -358,6 +364,12 @@ LATE_RESET = """\
 """
 
 UNROLL: list[Row] = [
+    (
+        "lengths wrap around",
+        "if length.dtype.itemsize < 4:",
+        "if False:",
+        "test_small_dtypes.py::test_lengths_of_any_integer_type",
+    ),
     (
         "masked input not guarded",
         "    if mask is not None:  # guard",
@@ -625,6 +637,12 @@ NOISE: list[Row] = [
 ]
 
 LOSSES: list[Row] = [
+    (
+        "summed in half precision",
+        "predictions = predictions.astype(wide(dtype))",
+        "predictions = predictions.astype(dtype)",
+        "test_small_dtypes.py::test_losses_of_many_steps_in_half_precision",
+    ),
     (
         "divided by all entries",
         "jnp.maximum(mask.sum(), 1)",
@@ -1312,8 +1330,8 @@ COUNTING: list[Row] = [
 CHAR_LM: list[Row] = [
     (
         "state dropped between the windows",
-        "carry, logits = unroll(table, compute(config, params), carry, inputs,",
-        "_, logits = unroll(table, compute(config, params), carry, inputs,",
+        "carry, logits = unroll(table, params, carry, inputs,",
+        "_, logits = unroll(table, params, carry, inputs,",
         char_lm("the_loss_of_an_update_and_the_carried_state[0]"),
     ),
     (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
-from rnn_jax._types import Array, Cell, Initializer, Key
+from rnn_jax._types import Array, Cell, Initializer, Key, wide
 from rnn_jax.cells.activations import mix, sigmoid, tanh
 from rnn_jax.cells.lstm import LSTMState
 
@@ -17,12 +17,17 @@ EPSILON = 1e-5
 def normalize(a: Array) -> Array:
     """(a - mean) / sqrt(variance + EPSILON) over the last axis, without gain and bias.
 
+    Computed in float32 or wider: the square of a number in float16 may be beyond its largest, and
+    so is the derivative of 1 / sqrt(EPSILON).
+
     Example:
       >>> print("%.4f %.4f %.4f" % tuple(normalize(jnp.array([1.0, 2.0, 3.0]))))
       -1.2247 0.0000 1.2247
     """
+    dtype, a = a.dtype, a.astype(wide(a.dtype))
     centred = a - a.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
+    scale = jax.lax.rsqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
+    return (centred * scale).astype(dtype)
 
 
 class LayerNormElmanParams(NamedTuple):
