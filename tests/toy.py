@@ -6,17 +6,19 @@ import numpy as np
 
 import rnn_jax
 from experiments.harness.application import Application, Data, Model, Options, Report, Use
+from rnn_jax.tasks.batches import minibatch, shuffled
 
-QUICK = Options(quick=True, steps=60, batch=16, learning_rate=0.05, evaluations=4)
 CELL = rnn_jax.readout(rnn_jax.gru(1, 4), 1)
+QUICK = Options(quick=True, steps=60, batch=16, learning_rate=0.05, evaluations=4)
 
 
 def load(config):
-    xs = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    xs = np.float32(np.random.default_rng(0).normal(size=(200, 5)))
     xs = xs if config.data is None else np.loadtxt(config.data, np.float32, ndmin=2)
-    if len(xs) < 10:
-        raise ValueError(f"--data: got {len(xs)} rows, expected at least 10")
-    return Data(xs[20:], xs[:20], {"T": xs.shape[1]}, f"{len(xs)} rows", len(xs) / config.batch)
+    if len(xs) < 21:
+        raise ValueError(f"--data: got {len(xs)} rows, expected at least 21")
+    about, epoch = {"T": xs.shape[1]}, len(xs) / config.batch
+    return Data(shuffled(xs[20:], 0), xs[:20], about, f"{len(xs)} rows", epoch)
 
 
 def make(config, about):
@@ -24,17 +26,14 @@ def make(config, about):
         ys = jax.vmap(lambda x: rnn_jax.unroll(CELL, params, None, x)[1][-1, 0])(xs[..., None])
         return jnp.mean(jnp.logaddexp(0.0, -ys * jnp.sign(xs.sum(axis=1)))), carry
 
-    def batch_at(xs, step):
-        return jnp.roll(xs, -step * config.batch, axis=0)[: config.batch]
-
-    return Model(CELL.init, loss, batch_at, lambda p, xs: {"loss": loss(p, None, xs, None)[0]})
+    score = lambda params, xs: {"loss": loss(params, None, xs, None)[0]}  # noqa: E731
+    return Model(CELL.init, loss, minibatch(config.batch), score)
 
 
 class Say(Use):
     """Says how many numbers the run read."""
 
-    def __call__(self, trained):
-        yield f"{trained.about['T']} numbers\n"
+    __call__ = lambda self, trained: [f"{trained.about['T']} numbers\n"]  # noqa: E731
 
 
 APPLICATION = Application("toy", Options, QUICK, load, make, lambda t, h: Report(), {"say": Say})

@@ -1,1 +1,1 @@
-"""Data: synthetic tasks, text as streams, batches of examples."""
+"""Data: batches of examples, text as streams, synthetic tasks of memory."""
