@@ -102,7 +102,8 @@ def usage(name: str, verb: str = "") -> str:
 
 def options(name: str, verb: str = "") -> set[str]:
     """All options of a command."""
-    return set(re.findall(r"^\W*(--[a-z][\w-]*)", usage(name, verb), re.MULTILINE)) | OTHERS
+    lines = re.findall(r"^\W*(--[a-z][\w-]*(?:, --[a-z][\w-]*)*)", usage(name, verb), re.MULTILINE)
+    return {option for line in lines for option in line.split(", ")} | OTHERS
 
 
 def wrong(command: Command) -> list[str]:

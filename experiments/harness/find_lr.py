@@ -108,7 +108,7 @@ def choices(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
       >>> rates = np.geomspace(1e-5, 10, 200)
       >>> losses = 3 - 2 / (1 + (1e-2 / rates) ** 2) + rates**2
       >>> print({name: f"{rate:.0e}" for name, rate in choices(rates, losses).items()})
-      {'steepest': '9e-03', 'a tenth of the minimum': '2e-02', 'valley': '3e-03'}
+      {'steepest': '2e-02', 'a tenth of the minimum': '3e-02', 'valley': '2e-03'}
     """
     x, y = np.log(rates[LEAVE_OUT:]), smoothed(losses)[LEAVE_OUT:]
     end = int(np.argmin(y))
