@@ -102,8 +102,9 @@ def usage(name: str, verb: str = "") -> str:
 
 def options(name: str, verb: str = "") -> set[str]:
     """All options of a command."""
-    lines = re.findall(r"^\W*(--[a-z][\w-]*(?:, --[a-z][\w-]*)*)", usage(name, verb), re.MULTILINE)
-    return {option for line in lines for option in line.split(", ")} | OTHERS
+    line = r"^\W*(--[a-z][\w-]*(?: \S+, --[a-z][\w-]*)*)"  # with the other names of an option
+    found = " ".join(re.findall(line, usage(name, verb), re.MULTILINE))
+    return set(re.findall(r"--[a-z][\w-]*", found)) | OTHERS
 
 
 def wrong(command: Command) -> list[str]:
