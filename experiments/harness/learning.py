@@ -82,7 +82,11 @@ def initial(config: Any, model: Any, nets: int) -> train.TrainState:
         return train.init(params, carry, optimizer(config), k_train)
 
     key = jax.random.key(config.seed)
-    return one(key) if nets == 1 else jax.vmap(one)(jax.random.split(key, nets))
+    if nets == 1:
+        return one(key)
+    # One after the other: decompositions of many matrices, as an orthogonal initializer needs them,
+    # may wait for each other for ever where XLA batches them (jaxlib 0.10.2, two cores).
+    return jax.lax.map(one, jax.random.split(key, nets))
 
 
 def each(params: Any, nets: int) -> list[Any]:
