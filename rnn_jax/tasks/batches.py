@@ -230,12 +230,17 @@ def _shuffle(key: Key, epoch: Array, at: Array, n: Array) -> Array:
     so; that is one to one whatever the coins are.
     """
     words = jax.random.bits(key, (_ROUNDS, 2), jnp.uint32)
-    for pairing, coins in words:
+
+    def one(at: Array, word: Array) -> tuple[Array, None]:
+        pairing, coins = word
         k = _mix(epoch ^ pairing) % n
         partner = jnp.where(k >= at, k - at, k + (n - at))
         coin = _mix(jnp.maximum(at, partner) ^ _mix(epoch ^ coins)) & 1
-        at = jnp.where(coin == 1, partner, at)
-    return at
+        return jnp.where(coin == 1, partner, at), None
+
+    # A loop that XLA sees: written out, the fusions of JAX 0.12 repeat each round for each of its
+    # uses, 4^24 in all, and the program never compiles.
+    return jax.lax.scan(one, at, words)[0]
 
 
 def _mix(x: Array) -> Array:
