@@ -22,6 +22,7 @@ LAYERS = (
     "unroll",
     "combine",
     "noise",
+    "crf",
     "gradients",
     "diagnostics",
     "generate",
