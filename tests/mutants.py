@@ -1655,6 +1655,57 @@ PRODUCT: list[Row] = [
     ),
 ]
 
+ATTENTION: list[Row] = [
+    (
+        "the whole memory is looked at",
+        "jax.nn.softmax(scores, where=memory.mask)",
+        "jax.nn.softmax(scores)",
+        "test_attention.py::test_the_equations[dot]",
+    ),
+    (
+        "an empty memory filled with -inf",
+        "jax.nn.softmax(scores, where=memory.mask)",
+        "jax.nn.softmax(jnp.where(memory.mask, scores, -jnp.inf))",
+        "test_attention.py::test_a_memory_without_a_valid_place[general]",
+    ),
+    (
+        "padding of the memory not cleaned",
+        "values = jnp.where(mask[:, None], values, jnp.zeros_like(values))",
+        "values = values + 0",
+        "test_attention.py::test_what_stands_in_padding_changes_no_bit[dot]",
+    ),
+    (
+        "context of the keys",
+        "weights @ memory.values",
+        "weights @ memory.keys[:, : memory.values.shape[1]]",
+        "test_attention.py::test_the_equations[additive]",
+    ),
+    (
+        "context behind the output",
+        "jnp.concatenate([context, h])",
+        "jnp.concatenate([h, context])",
+        "test_attention.py::test_the_equations[general]",
+    ),
+    (
+        "the output is not fed back",
+        "y if input_feeding else state.output, weights)",
+        "state.output, weights)",
+        "test_attention.py::test_the_equations[general]",
+    ),
+    (
+        "the first layer looks",
+        'state[0] if hasattr(state, "_fields") else state[-1]',
+        "state[0]",
+        "test_attention.py::test_a_decoder_that_writes",
+    ),
+    (
+        "the given state is forgotten",
+        "inside = empty.cell if state is None else state",
+        "inside = empty.cell",
+        "test_attention.py::test_a_decoder_that_writes",
+    ),
+]
+
 CRF: list[Row] = [
     (
         "transitions turned over",
@@ -1722,6 +1773,7 @@ MUTANTS = [
     *table("unroll", "rnn_jax/unroll.py", UNROLL),
     *table("combine", "rnn_jax/combine.py", COMBINE),
     *table("noise", "rnn_jax/noise.py", NOISE),
+    *table("attention", "rnn_jax/attention.py", ATTENTION),
     *table("crf", "rnn_jax/crf.py", CRF),
     *table("losses", "rnn_jax/losses.py", LOSSES),
     *table("generate", "rnn_jax/generate.py", GENERATE),

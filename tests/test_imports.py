@@ -22,6 +22,7 @@ LAYERS = (
     "unroll",
     "combine",
     "noise",
+    "attention",
     "crf",
     "gradients",
     "diagnostics",
