@@ -247,7 +247,6 @@ def scan(
             step,
             carry,
             (list(leaves[first_x:]), perturbations),
-            length=length,
             reverse=reverse,
             unroll=unroll,
         )
@@ -315,7 +314,7 @@ class _Earlier(NamedTuple):
 
     def times(self, w: Array, reverse: bool) -> Array:
         """All of it @ w, without a copy of a batch into another order."""
-        steps = len(self.ys)
+        steps = self.ys.shape[0]
         before, after = (0, 1) if reverse else (1, 0)
         rest = [(0, 0, 0)] * (self.ys.ndim - 1)
         zero = jnp.zeros((), self.ys.dtype)

@@ -16,12 +16,12 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rnn_jax._types import Array
+from rnn_jax._types import Array, vary, varying_axes
 
 
 def product(x: Array, w: Array, w_t: Array | None = None) -> Array:
     """x @ w: [..., I] times [I, O] of one dtype; `w_t` is w.T where it is there already."""
-    w_t = w.T if w_t is None else w_t
+    x, w, w_t = _alike(x, w, w.T if w_t is None else w_t)
     return product_p.bind(x, w, w_t, precision=_precision())
 
 
@@ -31,7 +31,12 @@ def _precision() -> Any:
 
 def shifted(x: Array, b: Array) -> Array:
     """x + b: [..., O] plus [O] of one dtype."""
-    return shifted_p.bind(x, b)
+    return shifted_p.bind(*_alike(x, b))
+
+
+def _alike(*arrays: Array) -> tuple[Array, ...]:
+    """Inside `jax.shard_map`: all varying over the same axes, which a primitive wants."""
+    return vary(arrays, varying_axes(arrays))
 
 
 def _product(x: Array, w: Array, w_t: Array, *, precision: Any) -> Array:

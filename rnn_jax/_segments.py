@@ -60,9 +60,9 @@ def within(budget: int, run: Run, state: State, inputs: Any, steps: int) -> int 
 
 def _kept(run: Run, state: State, inputs: Any, length: int) -> int:
     """Bytes that reverse mode keeps of a run of `length` steps, told by tracing alone."""
-    part = jax.tree.map(lambda a: jax.ShapeDtypeStruct((length, *a.shape[1:]), a.dtype), inputs)
 
-    def pullback(state: State, part: Any) -> Any:
+    def pullback(state: State, inputs: Any) -> Any:
+        part = jax.tree.map(lambda a: a[:length], inputs)
         leaves = jax.tree.leaves((state, part))
         tree: Any = jax.tree.structure((state, part))
         floats = [a for a in leaves if is_float(a)]
@@ -74,7 +74,7 @@ def _kept(run: Run, state: State, inputs: Any, length: int) -> int:
 
         return jax.vjp(outputs, *floats)[1]
 
-    return sum(_bytes(a) for a in jax.tree.leaves(jax.eval_shape(pullback, state, part)))
+    return sum(_bytes(a) for a in jax.tree.leaves(jax.eval_shape(pullback, state, inputs)))
 
 
 def _bytes(a: Any) -> int:

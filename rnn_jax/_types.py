@@ -39,6 +39,11 @@ def vary(tree: Any, axes: frozenset[str]) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def vary_as(tree: Any, like: Any) -> Any:
+    """`tree` varying over all axes over which `like` does: what a loop over `like` starts with."""
+    return vary(tree, varying_axes(like))
+
+
 class Cell(NamedTuple):
     """A recurrent cell: what is computed at one time step of one sequence.
 

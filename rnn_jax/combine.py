@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
-from rnn_jax._types import Array, Cell, Initializer, Key, Params, State
+from rnn_jax._types import Array, Cell, Initializer, Key, Params, State, vary, varying_axes
 from rnn_jax.unroll import unroll
 
 
@@ -318,7 +318,8 @@ def _next_valid(reset: Array, mask: Array | None) -> Array:
     if mask is None:
         return jnp.concatenate([reset[1:], jnp.zeros(min(1, len(reset)), bool)])
     valid = _checks.time_flags("mask", mask, len(reset))
-    return jax.lax.scan(step, jnp.array(False), (reset, valid), reverse=True)[1]
+    first = vary(jnp.array(False), varying_axes((reset, valid)))
+    return jax.lax.scan(step, first, (reset, valid), reverse=True)[1]
 
 
 def _dtype(params: Params) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key, Params, State
+from rnn_jax import _checks, _sequence
+from rnn_jax._types import Array, Cell, Key, Params, State, vary, varying_axes
 
 
 def sample(
@@ -137,8 +137,8 @@ def stream(
       [3, 4, 0, 1, 2, 3]
     """
     write = _compiled(cell, temperature == 0, top_k, top_p)
-    state = cell.init_state(params) if state is None else state
-    token, warmth = jnp.asarray(token, jnp.int32), jnp.float32(temperature)
+    state, token = _start(cell, params, state, token)
+    warmth = jnp.float32(temperature)
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature: got {temperature}, expected a number of at least 0")
     while True:
@@ -196,6 +196,11 @@ def filter_logits(logits: Array, *, top_k: int | None = None, top_p: float | Non
     return logits
 
 
+def _start(cell: Cell, params: Params, state: State | None, token: Any) -> tuple[State, Array]:
+    given = _sequence.initial(cell, params) if state is None else jax.tree.map(jnp.asarray, state)
+    return given, jnp.asarray(token, jnp.int32)
+
+
 def _length(length: int) -> int:
     return length if length == 0 else _checks.positive_int("length", length)
 
@@ -216,6 +221,8 @@ def _write(
         token = choose(logits, x).astype(jnp.int32)
         return (state, token), token
 
-    state = cell.init_state(params) if state is None else state
-    (state, _), tokens = jax.lax.scan(step, (state, jnp.asarray(token, jnp.int32)), inputs)
+    state, token = _start(cell, params, state, token)
+    axes = varying_axes((params, state, token, inputs))
+    params, state, token = vary((params, state, token), axes)
+    (state, _), tokens = jax.lax.scan(step, (state, token), inputs)
     return state, tokens

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks, _deferred, _segments
+from rnn_jax import _checks, _deferred, _segments, _sequence
 from rnn_jax._types import Array, Cell, Params, State, vary, varying_axes
 
 
@@ -182,23 +182,17 @@ def _prepare(
     steps = _checks.time_steps(xs)
     mask = None if mask is None else _checks.time_flags("mask", mask, steps)
     reset = None if reset is None else _checks.time_flags("reset", reset, steps)
-    _checks.same_shapes(
-        "params",
-        params,
-        jax.eval_shape(cell.init, jax.random.key(0)),
-        "They come from the init of this cell; map stacked params over their axis with jax.vmap.",
-    )
+    state = jax.tree.map(jnp.asarray, state)
+    _sequence.check_params(cell, params)
     axes = varying_axes((params, state, xs, mask, reset))
     params, state, xs = vary((params, state, xs), axes)
-    initial = vary(cell.init_state(params), axes)
+    initial = _sequence.initial(cell, params)
     if state is None:
         state = initial
     else:
-        state = jax.tree.map(jnp.asarray, state)
         hint = "It comes from the init_state of this cell; map a batch of states with jax.vmap."
         _checks.same_shapes("state", state, initial, hint, dtypes=True)
-    if mask is not None:  # guard the input: 0 * NaN in a backward pass would be NaN
-        xs = jax.tree.map(lambda x: _where(mask, x, jnp.zeros_like(x)), xs)
+    xs = _sequence.padded(xs, mask)
 
     found = _deferred.probe(cell.project, params, _one_step(xs))
     inside = plan.project == "inside" or (
@@ -284,10 +278,6 @@ def length_mask(length: Any, steps: int) -> Array:
         length = length.astype(jnp.int32)
     shape = (*length.shape, steps)
     return jax.lax.broadcasted_iota(length.dtype, shape, length.ndim) < length[..., None]
-
-
-def _where(flags: Array, a: Array, b: Array) -> Array:
-    return jnp.where(flags.reshape(flags.shape + (1,) * (a.ndim - 1)), a, b)
 
 
 def restarted(restart: Array, initial: State, old: State) -> State:

@@ -19,6 +19,7 @@ LAYERS = (
     "_product",
     "_deferred",
     "_segments",
+    "_sequence",
     "unroll",
     "combine",
     "noise",

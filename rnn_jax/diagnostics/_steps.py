@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
+from rnn_jax import _checks, _sequence
 from rnn_jax._types import Array, Cell, Params, State
 from rnn_jax.unroll import Plan, unroll
 
@@ -44,8 +44,8 @@ def prepare(
     mask = None if mask is None else _checks.time_flags("mask", mask, T)
     reset = None if reset is None else _checks.time_flags("reset", reset, T)
     if state is None:
-        state = cell.init_state(params)
-    inputs = Inputs(xs, mask, reset)
+        state = _sequence.initial(cell, params)
+    inputs = Inputs(_sequence.padded(xs, mask), mask, reset)
     if learned:
         first = inputs.valid & (jnp.cumsum(inputs.valid) == 1)
         inputs = inputs._replace(reset=first if reset is None else first | reset)

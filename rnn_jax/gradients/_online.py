@@ -1,15 +1,16 @@
 """Online algorithms: what each step needs is carried forward, so that a stream needs no end."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key, Params, State
+from rnn_jax import _checks, _sequence
+from rnn_jax._types import Array, Cell, Key, Params, State, vary_as
 from rnn_jax.gradients._step import Origin, Step
-from rnn_jax.gradients._types import StepLoss, guarded, needed, select
+from rnn_jax.gradients._types import StepLoss, across, guarded, needed, select
 from rnn_jax.gradients._vector import gradient
 from rnn_jax.unroll import restarted
 
@@ -63,7 +64,7 @@ class Online:
     ) -> OnlineState:
         """The carry before the first step; `key` for the algorithms that draw."""
         params, x = jax.tree.map(jnp.asarray, (params, x))
-        _check(self.cell, params)
+        _sequence.check_params(self.cell, params)
         if self._draws:
             key = needed(key, self.name)
             _checks.typed_key(key)
@@ -116,12 +117,29 @@ class Online:
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]:
         """The sum over a sequence; shapes and errors as `bptt`."""
-        params, xs, targets = jax.tree.map(jnp.asarray, (params, xs, targets))
+        named = {"mask": mask, "reset": reset, "key": key}
+        result: tuple[tuple[Array, State], Params]
+        result = across(self._run)(params, state, xs, targets, **named)
+        return result
+
+    def _run(
+        self,
+        params: Params,
+        state: State | None,
+        xs: Any,
+        targets: Any,
+        *,
+        mask: Array | None,
+        reset: Array | None,
+        key: Key | None,
+    ) -> tuple[tuple[Array, State], Params]:
         T = _checks.time_steps(xs)
         flags = {"mask": mask, "reset": reset}
         flags = {k: _checks.time_flags(k, f, T) for k, f in flags.items() if f is not None}
         first = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), (xs, targets))
+        first = vary_as(first, (xs, targets))
         carry = self.init(params, first[0], state, key=key)
+        xs, targets = _sequence.padded((xs, targets), flags.get("mask"))
 
         def step(before: Any, now: Any) -> tuple[Any, None]:
             carry, total, grads = before
@@ -131,13 +149,15 @@ class Online:
 
         info = jax.eval_shape(self.update, params, carry, *first)[1]
         zeros = jnp.zeros((), info.loss.dtype), jax.tree.map(jnp.zeros_like, params)
-        (carry, total, grads), _ = jax.lax.scan(step, (carry, *zeros), (xs, targets, flags))
+        start = vary_as((carry, *zeros), (params, carry, xs, targets, flags))
+        (carry, total, grads), _ = jax.lax.scan(step, start, (xs, targets, flags))
         return (total, carry.state), grads
 
     def _origin(self, params: Params, state: State | None) -> Origin:
-        initial = self.cell.init_state(params)
+        make = functools.partial(_sequence.initial, self.cell)
+        initial = make(params)
         if state is None:
-            return Origin(params, initial, self.cell.init_state)
+            return Origin(params, initial, make)
         state = jax.tree.map(jnp.asarray, state)
         hint = "It comes from the init_state of this cell; map a batch of states with jax.vmap."
         _checks.same_shapes("state", state, initial, hint, dtypes=True)
@@ -155,9 +175,3 @@ class Online:
         self, params: Params, state: State, x: Any, target: Any, valid: Array | None = None
     ) -> Step:
         return Step(self.cell, self.loss, params, state, x, target, valid)
-
-
-def _check(cell: Cell, params: Params) -> None:
-    hint = "They come from the init of this cell; map stacked params over their axis with jax.vmap."
-    expected = jax.eval_shape(cell.init, jax.random.key(0))
-    _checks.same_shapes("params", params, expected, hint)

@@ -14,7 +14,7 @@ from jax.extend.core import Literal
 
 from rnn_jax import _deferred
 from rnn_jax._deferred import Weight
-from rnn_jax._types import Array, Params, State, is_float
+from rnn_jax._types import Array, Params, State, is_float, vary_as
 from rnn_jax.gradients._step import Step
 from rnn_jax.gradients._vector import ravel, unravel
 
@@ -90,8 +90,9 @@ def products(step: Step, found: _deferred.Probe) -> tuple[list[Product], Array]:
         return ravel(with_products(step, found, apply)(params, step.state)[0]), us
 
     nothing = [jnp.zeros(site.out.shape, site.out.dtype) for site in found.sites]
+    nothing = vary_as(nothing, (step.theta, step.h, step.x))
     h, back, us = jax.vjp(run, ravel(others), nothing, has_aux=True)
-    J, Zs = jax.vmap(back)(jnp.eye(h.size, dtype=h.dtype))
+    J, Zs = jax.vmap(back)(vary_as(jnp.eye(h.size, dtype=h.dtype), h))
     pairs = zip(us, Zs, strict=True)
     return [Product(u.astype(h.dtype), Z.astype(h.dtype)) for u, Z in pairs], J
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax._types import Array, Cell, Params, State
+from rnn_jax._sequence import harmless
+from rnn_jax._types import Array, Cell, Params, State, vary, varying_axes
 from rnn_jax.gradients._output import separate
-from rnn_jax.gradients._types import StepLoss, guarded
+from rnn_jax.gradients._types import StepLoss
 from rnn_jax.gradients._vector import ravel, unravel
 
 
@@ -30,7 +31,7 @@ class Step:
         valid: Array | None = None,
     ) -> None:
         if valid is not None:
-            x, target = guarded((x, target), valid)
+            x, target = harmless((x, target), valid)
         self.cell, self.loss = cell, loss
         self.params, self.state, self.x, self.target = params, state, x, target
         self.theta, self.h = ravel(params), ravel(state)
@@ -70,7 +71,7 @@ class Step:
     def pull(self, h: Array, loss: Any) -> tuple[Array, Array]:
         """``(q I + r, q D + c)`` for q = h, with r, c the derivatives of `loss` times the loss."""
         (_, l), back = jax.vjp(lambda *a: self.run(*a)[0], self.theta, self.h)
-        return back((h, jnp.full_like(l, loss)))
+        return back(vary((h, jnp.full_like(l, loss)), varying_axes(l)))
 
     def jacobians(self) -> tuple[Array, Array]:
         """``(I, D)``."""
@@ -115,7 +116,8 @@ class Origin(NamedTuple):
         """[n] -> [P], backward through the initial state."""
         if self.learned is None:
             return jnp.zeros_like(ravel(self.params))
-        return jax.vjp(self._run, ravel(self.params))[1](h)[0]
+        start, back = jax.vjp(self._run, ravel(self.params))
+        return back(vary(h, varying_axes(start)))[0]
 
     def push(self, theta: Array) -> Array:
         """[P] -> [n], forward."""

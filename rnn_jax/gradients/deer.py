@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key, Params, State, is_float
+from rnn_jax import _checks, _sequence
+from rnn_jax._types import Array, Cell, Key, Params, State, is_float, vary_as
 from rnn_jax.gradients._step import Step
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, guarded, select
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, across, guarded, nan_unless, select
 from rnn_jax.gradients._vector import gradient, ravel, unravel
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import restarted
@@ -19,7 +19,7 @@ class Newton(NamedTuple):
 
     states: State  # [T, ...], after each step
     iterations: Array  # [] int
-    converged: Array  # [] bool
+    converged: Array  # [] bool, whether each state follows from the one before it
 
 
 def newton(
@@ -78,13 +78,20 @@ def newton(
     limit = T if max_iterations is None else _checks.positive_int("max_iterations", max_iterations)
     dtype = problem.first.dtype
     eps = float(jnp.finfo(dtype).eps) ** 0.75 if tolerance is None else tolerance
+    bound = float(jnp.finfo(dtype).max) ** 0.5  # a wild iterate may come back, an infinite one not
     if T == 0:
         nothing = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), problem.state)
         return Newton(nothing, jnp.array(0), jnp.array(True))
 
-    def sweep(h: Array) -> Array:
+    def after(h: Array) -> tuple[Array, Array]:
         before = jnp.concatenate([problem.first[None], h[:-1]])
-        new = jax.vmap(problem.hidden, (None, 0, 0))(problem.theta, before, problem.inputs)
+        return before, jax.vmap(problem.hidden, (None, 0, 0))(problem.theta, before, problem.inputs)
+
+    def moved_by(new: Array, h: Array) -> Array:
+        return jnp.max(jnp.abs(new - h) / (1 + jnp.abs(new)), initial=0.0).astype(dtype)
+
+    def sweep(h: Array) -> Array:
+        before, new = after(h)
         if jacobian == "full":
             J = jax.vmap(jax.jacrev(problem.hidden, argnums=1), (None, 0, 0))(
                 problem.theta, before, problem.inputs
@@ -94,7 +101,7 @@ def newton(
             J = jax.vmap(problem.diagonal, (None, 0, 0))(problem.theta, before, problem.inputs)
             shift = new - J * before
         moved = linear_recurrence(J, shift, problem.first)
-        return jnp.clip(jnp.where(jnp.isfinite(moved), moved, 0 * new), -1e8, 1e8)
+        return jnp.clip(jnp.where(jnp.isfinite(moved), moved, jnp.zeros_like(new)), -bound, bound)
 
     def going(carry: Any) -> Array:
         _, change, i = carry
@@ -103,12 +110,14 @@ def newton(
     def iterate(carry: Any) -> Any:
         h, _, i = carry
         new = sweep(h)
-        return new, jnp.max(jnp.abs(new - h) / (1 + jnp.abs(new)), initial=0.0).astype(dtype), i + 1
+        return new, moved_by(new, h), i + 1
 
     start = jnp.broadcast_to(problem.first, (T, n)), jnp.full((), jnp.inf, dtype), jnp.array(0)
+    start = vary_as(start, (problem.theta, problem.first, problem.inputs))
     h, change, iterations = jax.lax.while_loop(going, iterate, start)
     states = jax.vmap(lambda v: unravel(v, problem.state))(h)
-    return Newton(states, iterations, (change <= eps) | (iterations >= T))
+    solved = moved_by(after(h)[1], h) <= 10 * eps  # whatever the iterations did; NaN is not solved
+    return Newton(states, iterations, ((change <= eps) | (iterations >= T)) & solved)
 
 
 def deer(
@@ -154,6 +163,7 @@ def deer(
       length. 2024.
     """
 
+    @across
     def value_and_grad(
         params: Params,
         state: State | None,
@@ -188,8 +198,7 @@ def deer(
         grads += jax.vjp(problem.start, problem.theta)[1](lam[0])[0]
         final = unravel(after[-1], problem.state)
         result = (losses.sum(), final), gradient(grads, problem.params)
-        nan = lambda a: jnp.where(found.converged, a, jnp.full_like(a, jnp.nan))  # noqa: E731
-        return jax.tree.map(nan, result)
+        return nan_unless(found.converged, result)
 
     return value_and_grad
 
@@ -227,7 +236,7 @@ class _Problem:
             None if f is None else _checks.time_flags(k, f, T)
             for k, f in (("mask", mask), ("reset", reset))
         ]
-        initial = cell.init_state(params)
+        initial = _sequence.initial(cell, params)
         self.learned = state is None
         self.state = initial if state is None else jax.tree.map(jnp.asarray, state)
         _checks.same_shapes("state", self.state, initial, "It comes from init_state.", dtypes=True)
@@ -240,18 +249,18 @@ class _Problem:
                 )
         self.cell, self.loss, self.params = cell, loss, params
         self.theta, self.first = ravel(params), ravel(self.state)
-        self.inputs = xs, targets, *flags
+        self.inputs = *_sequence.padded((xs, targets), flags[0]), *flags
 
     def start(self, theta: Array) -> Array:
         if not self.learned:
             return self.first
-        return ravel(self.cell.init_state(unravel(theta, self.params)))
+        return ravel(_sequence.initial(self.cell, unravel(theta, self.params)))
 
     def run(self, theta: Array, h: Array, inputs: Any) -> tuple[Array, Array]:
         x, target, valid, reset = inputs
         params, old = unravel(theta, self.params), unravel(h, self.state)
         if reset is not None:
-            old = restarted(reset, self.cell.init_state(params), old)
+            old = restarted(reset, _sequence.initial(self.cell, params), old)
         loss = self.loss or (lambda y, target: jnp.zeros((), h.dtype))
         step = Step(self.cell, loss, params, old, x, target, valid)
         (new, value), _ = step.value()

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key, Params, State, is_float
+from rnn_jax import _checks, _sequence
+from rnn_jax._types import Array, Cell, Key, Params, State, vary_as
 from rnn_jax.gradients._step import Step
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, guarded, select
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, across, guarded, nan_unless, select
 from rnn_jax.gradients._vector import gradient
 from rnn_jax.unroll import restarted
 
@@ -80,6 +80,7 @@ def implicit(
             return new, jnp.max(jnp.abs(new - h) / (1 + jnp.abs(new))), i + 1
 
         start = step.h, jnp.full((), jnp.inf, dtype), jnp.array(0)
+        start = vary_as(start, (step.theta, step.h, step.x))
         h, change, _ = jax.lax.while_loop(going, iterate, start)
         return step.at(h), change <= eps
 
@@ -94,6 +95,7 @@ def implicit(
             r, c = r + grads, back
         return r
 
+    @across
     def value_and_grad(
         params: Params,
         state: State | None,
@@ -105,11 +107,11 @@ def implicit(
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]:
         del key
-        params, xs, targets = jax.tree.map(jnp.asarray, (params, xs, targets))
         T = _checks.time_steps(xs)
         valid = jnp.ones(T, bool) if mask is None else _checks.time_flags("mask", mask, T)
+        xs, targets = _sequence.padded((xs, targets), None if mask is None else valid)
         again = jnp.zeros(T, bool) if reset is None else _checks.time_flags("reset", reset, T)
-        initial = cell.init_state(params)
+        initial = _sequence.initial(cell, params)
         first = initial if state is None else jax.tree.map(jnp.asarray, state)
 
         def one(old: State, now: Any) -> Any:
@@ -123,11 +125,6 @@ def implicit(
 
         final, (values, grads, found) = jax.lax.scan(one, first, (xs, targets, valid, again))
         result = (values.sum(), final), gradient(grads.sum(0), params)
-        settled = found.all()
-
-        def nan(a: Array) -> Array:
-            return jnp.where(settled, a, jnp.full_like(a, jnp.nan)) if is_float(a) else a
-
-        return jax.tree.map(nan, result)
+        return nan_unless(found.all(), result)
 
     return value_and_grad

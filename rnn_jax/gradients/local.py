@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _deferred
+from rnn_jax import _deferred, _sequence
 from rnn_jax._types import Array, Cell, Key, Params, State, is_float
 from rnn_jax.gradients import _products, _sparse
 from rnn_jax.gradients._online import Online, Rule
@@ -171,7 +171,7 @@ def lstm_1997(cell: Cell, loss: StepLoss) -> ValueAndGrad:
         del key
         params, xs = jax.tree.map(jnp.asarray, (params, xs))
         x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), xs)
-        first = Step(cell, loss, params, cell.init_state(params), x, None)
+        first = Step(cell, loss, params, _sequence.initial(cell, params), x, None)
         found = _products.probe(first)
         held = _recurrent(first, found, "lstm_1997")
 

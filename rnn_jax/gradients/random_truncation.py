@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key, Params, State, is_float
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, needed, total_loss
+from rnn_jax._types import Array, Cell, Key, Params, State, is_float, vary_as
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, across, needed, total_loss
 from rnn_jax.gradients.truncated import truncated_bptt
 from rnn_jax.unroll import unroll
 
@@ -61,6 +61,7 @@ def artbp(cell: Cell, loss: StepLoss, *, length: float = 16.0, alpha: float = 4.
         )
     weighted = weighted_bptt(cell, loss)
 
+    @across
     def value_and_grad(
         params: Params,
         state: State | None,
@@ -79,7 +80,7 @@ def artbp(cell: Cell, loss: StepLoss, *, length: float = 16.0, alpha: float = 4.
             cut = jax.random.bernoulli(key, c)
             return jnp.where(cut, jnp.ones_like(s), s + 1), (cut, c)
 
-        cuts, c = jax.lax.scan(step, jnp.ones(()), keys)[1]
+        cuts, c = jax.lax.scan(step, vary_as(jnp.ones(()), keys), keys)[1]
         weights = jnp.where(cuts, jnp.zeros_like(c), 1 / (1 - c))
         return weighted(weights, params, state, xs, targets, mask, reset)
 
@@ -181,6 +182,7 @@ def randomized_telescope(
     if not decay > 0:
         raise ValueError(f"decay: got {decay}, expected more than 0")
 
+    @across
     def value_and_grad(
         params: Params,
         state: State | None,
@@ -194,7 +196,7 @@ def randomized_telescope(
         key, params = needed(key, "randomized_telescope"), jax.tree.map(jnp.asarray, params)
         terms = telescope(cell, loss, params, state, xs, targets, mask, reset)
         q = decay ** jnp.arange(len(terms), dtype=jnp.zeros(()).dtype)
-        q = q / q.sum()
+        q = vary_as(q / q.sum(), key)
         chosen = jax.random.categorical(key, jnp.log(q))
         at_least = jnp.cumsum(q[::-1])[::-1]
 

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks
-from rnn_jax._types import Array, Cell, Key, Params, State
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, total_loss
+from rnn_jax import _checks, _sequence
+from rnn_jax._types import Array, Cell, Key, Params, State, vary_as
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, across, total_loss
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import unroll
 
@@ -59,6 +59,7 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
     if k2 < k1:
         raise ValueError(f"k2: got {k2} with k1 = {k1}, expected at least k1")
 
+    @across
     def value_and_grad(
         params: Params,
         state: State | None,
@@ -70,9 +71,9 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
         key: Key | None = None,
     ) -> tuple[tuple[Array, State], Params]:
         del key
-        xs, targets = jax.tree.map(jnp.asarray, (xs, targets))
         T = _checks.time_steps(xs)
         valid = jnp.ones(T, bool) if mask is None else _checks.time_flags("mask", mask, T)
+        xs, targets = _sequence.padded((xs, targets), None if mask is None else valid)
         restart = None if reset is None else _checks.time_flags("reset", reset, T)
         if T == 0:
             return bptt(cell, loss)(params, state, xs, targets, mask=mask)
@@ -86,7 +87,7 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
 
         def window(params: Params, old: State, start: Array) -> tuple[Array, State]:
             if state is None:  # a learned initial state has a gradient too
-                learned = cell.init_state(params)
+                learned = _sequence.initial(cell, params)
                 old = jax.tree.map(lambda a, b: jnp.where(start <= 0, a, b), learned, old)
             window_xs, window_targets, now, again = steps(start, k2)
             final, ys = unroll(cell, params, old, window_xs, mask=now, reset=again)
@@ -101,11 +102,12 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
             following, _ = unroll(cell, params, old, next_xs, mask=now, reset=again)
             return (following, total + value, jax.tree.map(jnp.add, grads, grad)), final
 
-        first = cell.init_state(params) if state is None else state
+        first = _sequence.initial(cell, params) if state is None else state
         starts = jnp.arange(k1, T + k1, k1, dtype=jnp.int32) - k2
         shape, _ = jax.eval_shape(window, params, first, starts[0])
         zeros = jnp.zeros((), shape.dtype), jax.tree.map(jnp.zeros_like, params)
-        (_, total, grads), finals = jax.lax.scan(block, (first, *zeros), starts)
+        start = vary_as((first, *zeros), (params, first, xs, targets, valid, restart))
+        (_, total, grads), finals = jax.lax.scan(block, start, starts)
         return (total, jax.tree.map(lambda a: a[-1], finals)), grads
 
     return value_and_grad
