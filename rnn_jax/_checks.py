@@ -42,8 +42,8 @@ def input_vector(x: Array, size: int, dtype: Any) -> None:
         )
 
 
-def token(x: Array) -> None:
-    """Checks one token, an integer without axes."""
+def token(x: Array) -> Array:
+    """Returns one token, an integer without axes, in a type that holds any size of vocabulary."""
     if jnp.shape(x) != ():
         raise ValueError(
             f"x: got one time step of shape {jnp.shape(x)}, expected (), an integer token. A "
@@ -51,6 +51,21 @@ def token(x: Array) -> None:
         )
     if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
         raise TypeError(f"x: got dtype {jnp.result_type(x)}, expected integer tokens")
+    x = jnp.asarray(x)
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def within(name: str, values: Any, end: int, mask: Any = None) -> None:
+    """Raises for integers outside of 0 to end - 1, where they are known already and valid."""
+    if isinstance(values, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    numbers = jnp.asarray(values)
+    numbers = numbers.astype(jnp.int32) if numbers.dtype.itemsize < 4 else numbers
+    bad = (numbers < 0) | (numbers >= end)
+    bad = bad if mask is None else bad & mask
+    if bad.any():
+        got = numbers[jnp.unravel_index(jnp.argmax(bad), bad.shape)]
+        raise ValueError(f"{name}: got {got}, expected 0 to {end - 1}")
 
 
 def typed_key(key: Any) -> None:

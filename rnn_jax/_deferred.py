@@ -294,7 +294,7 @@ def scan(
             elif is_float(x):
                 move = product(x, d)
             else:
-                move = d[x]
+                move = d.at[x].get(mode="clip")  # what one step does with one token
             moves[c] = moves[c] + move if c in moves else move
         moved = iter(push([tangents[i] for i in moving], moves))
 

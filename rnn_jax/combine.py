@@ -140,7 +140,8 @@ def embed(cell: Cell, num_tokens: int, input_size: int) -> Cell:
 
     Args:
       cell: a cell of input size D.
-      num_tokens: V; tokens are integers with 0 <= token < V.
+      num_tokens: V; tokens are integers with 0 <= token < V. Any other one reads NaN, so that all
+        outputs after it are NaN.
       input_size: D.
 
     Returns:
@@ -170,8 +171,8 @@ def embed(cell: Cell, num_tokens: int, input_size: int) -> Cell:
         return EmbedParams(cell=params, table=table)
 
     def project(params: EmbedParams, token: Array) -> Any:
-        _checks.token(token)
-        return cell.project(params.cell, params.table[token])
+        token = _checks.token(token)
+        return cell.project(params.cell, _known(token, shape[0], params.table[token]))
 
     def step(params: EmbedParams, state: State, z: Any) -> tuple[State, Any]:
         return cell.step(params.cell, state, z)
@@ -184,7 +185,8 @@ def one_hot(cell: Cell, num_tokens: int) -> Cell:
 
     Args:
       cell: a cell of input size V.
-      num_tokens: V; tokens are integers with 0 <= token < V.
+      num_tokens: V; tokens are integers with 0 <= token < V. Any other one reads NaN, so that all
+        outputs after it are NaN.
 
     Returns:
       A `Cell` with the params and the state of `cell`; x: [] integer.
@@ -204,8 +206,9 @@ def one_hot(cell: Cell, num_tokens: int) -> Cell:
     V = _checks.positive_int("num_tokens", num_tokens)
 
     def project(params: Params, token: Array) -> Any:
-        _checks.token(token)
-        return cell.project(params, jax.nn.one_hot(token, V, dtype=_dtype(params)))
+        token = _checks.token(token)
+        row = jax.nn.one_hot(token, V, dtype=_dtype(params))
+        return cell.project(params, _known(token, V, row))
 
     return cell._replace(project=project)
 
@@ -320,6 +323,11 @@ def _next_valid(reset: Array, mask: Array | None) -> Array:
     valid = _checks.time_flags("mask", mask, len(reset))
     first = vary(jnp.array(False), varying_axes((reset, valid)))
     return jax.lax.scan(step, first, (reset, valid), reverse=True)[1]
+
+
+def _known(token: Array, num_tokens: int, row: Array) -> Array:
+    """The row of a token; NaN for one outside of the vocabulary, which has none."""
+    return jnp.where((token >= 0) & (token < num_tokens), row, jnp.nan)
 
 
 def _dtype(params: Params) -> Any:

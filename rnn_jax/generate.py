@@ -216,11 +216,13 @@ def _write(
     def step(carry: tuple[State, Array], x: Any) -> tuple[tuple[State, Array], Array]:
         state, token = carry
         state, logits = cell.step(params, state, cell.project(params, token))
+        _checks.within("token", given, logits.shape[-1])
         if jnp.finfo(logits.dtype).bits < 32:  # too coarse to add up probabilities
             logits = logits.astype(jnp.float32)
         token = choose(logits, x).astype(jnp.int32)
         return (state, token), token
 
+    given = token
     state, token = _start(cell, params, state, token)
     axes = varying_axes((params, state, token, inputs))
     params, state, token = vary((params, state, token), axes)
