@@ -17,6 +17,10 @@ def checked(test: str) -> str:
     return f"test_check_gradients.py::test_{test}"
 
 
+def converged(test: str) -> str:
+    return f"test_converged.py::test_{test}"
+
+
 def mean(case: str) -> str:
     return unbiased(f"the_mean_of_all_draws_is_the_gradient[{case}-]")
 
@@ -374,10 +378,10 @@ DEER = [
     ),
     (
         "Newton's approximate Jacobian in the gradient",
-        "lam = linear_recurrence(J.transpose(0, 2, 1)[::-1]",
+        "lam, solved = _adjoint(J, c)",
         "D = jnp.diagonal(J, axis1=1, axis2=2)\n"
         "        J = J if jacobian == 'full' else jax.vmap(jnp.diag)(D)\n"
-        "        lam = linear_recurrence(J.transpose(0, 2, 1)[::-1]",
+        "        lam, solved = _adjoint(J, c)",
         sparse("newton_finds_the_states_and_its_jacobian_stays_out_of_the_gradient[diagonal]"),
     ),
     (
@@ -388,29 +392,59 @@ DEER = [
     ),
     (
         "a guess returned for the gradient",
-        "jnp.where(found.converged, a, jnp.full_like(a, jnp.nan))",
-        "a",
+        "or_nan(found.converged & solved, result)",
+        "result",
         sparse("newton_is_exact_for_the_first_steps_even_where_it_is_lost"),
+    ),
+    (
+        "states cut at 1e8",
+        "moved = jnp.where(known, new, moved)",
+        "moved = jnp.clip(moved, -1e8, 1e8)",
+        converged("states_of_any_size[full]"),
+    ),
+    (
+        "what is not finite is a solution",
+        "(iterations >= T) & jnp.isfinite(h).all()",
+        "iterations >= T",
+        converged("what_overflows_is_not_called_a_solution"),
+    ),
+    (
+        "NaN called small",
+        "return ~(change <= eps) & (i < limit)",
+        "return (change > eps) & (i < limit)",
+        converged("newton_is_exact_or_says_that_it_is_not[40.0-64-full]"),
     ),
 ]
 IMPLICIT = [
     (
         "the system with the wrong sign",
-        "jnp.eye(c.size, dtype=c.dtype) - D.T",
-        "jnp.eye(c.size, dtype=c.dtype) + D.T",
+        "dtype=step.h.dtype) - step.jacobians()[1]",
+        "dtype=step.h.dtype) + step.jacobians()[1]",
         sparse("implicit_is_backpropagation_through_a_long_rest"),
     ),
     (
         "the system not transposed",
-        "jnp.eye(c.size, dtype=c.dtype) - D.T",
-        "jnp.eye(c.size, dtype=c.dtype) - D",
+        "_slope(step).T, c",
+        "_slope(step), c",
         sparse("implicit_is_backpropagation_through_a_long_rest"),
     ),
     (
         "what did not settle is returned",
-        "settled = found.all()",
-        "settled = jnp.array(True)",
+        "or_nan(settled.all(), result)",
+        "result",
         sparse("what_does_not_settle_is_nan"),
+    ),
+    (
+        "a net that creeps has arrived",
+        "arrived = step.at(step.h + ahead(step))",
+        "arrived = step",
+        converged("a_net_that_creeps_has_not_arrived[0.999]"),
+    ),
+    (
+        "not said where it did not settle",
+        "return step, (iterations, settled & close)",
+        "return step, (iterations, close)",
+        converged("a_net_that_does_not_settle_says_so"),
     ),
 ]
 CHECK = [

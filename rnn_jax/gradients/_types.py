@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from rnn_jax._types import Array, Key, Params, State
+from rnn_jax._types import Array, Key, Params, State, is_float
 
 StepLoss: TypeAlias = Callable[[Any, Any], Array]  # (y, target) -> [] float
 Draw: TypeAlias = Callable[[Key, tuple[int, ...], Any], Array]  # (key, shape, dtype)
@@ -45,6 +45,14 @@ def select(flag: Array, new: Any, old: Any) -> Any:
 def guarded(tree: Any, valid: Array) -> Any:
     """Zeros where a step is not valid: 0 * NaN would be NaN."""
     return select(valid, tree, jax.tree.map(jnp.zeros_like, tree))
+
+
+@jax.jit  # NaN made outside of it would stop `jax_debug_nans` where all is well
+def or_nan(flag: Array, tree: Any) -> Any:
+    """`tree`, or NaN in the place of all its floats."""
+    return jax.tree.map(
+        lambda a: jnp.where(flag, a, jnp.full_like(a, jnp.nan)) if is_float(a) else a, tree
+    )
 
 
 def signs(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
