@@ -14,6 +14,7 @@ from test_sparse import settled
 
 import rnn_jax as rnn
 from rnn_jax import gradients
+from rnn_jax.gradients.deer import _adjoint
 
 pytestmark = pytest.mark.usefixtures("x64")
 JACOBIANS = pytest.mark.parametrize("jacobian", ["full", "diagonal"])
@@ -92,15 +93,25 @@ def test_a_large_tolerance_does_not_make_a_guess_a_solution() -> None:
     assert not bool(found.converged)
 
 
-def test_the_way_back_is_solved_too() -> None:
-    """400 steps that grow by 10, then a reset: products overflow, the gradient does not."""
+def test_the_way_back_through_a_reset() -> None:
+    """697 steps that grow by 10, then a reset: products overflow, the gradient does not."""
     cell, params = linear([[10.0]])
-    xs = jnp.zeros((700, 1)).at[-1].set(1.0)  # the state stays 0 up to there
-    reset = jnp.arange(700) == 699
+    xs = jnp.zeros((700, 1)).at[-3:].set(1.0)  # the state stays 0 up to there
+    reset = jnp.arange(700) == 697
     run = jax.jit(gradients.deer(cell, squares))
     (total, _), grads = run(params, None, xs, jnp.zeros((700, 1)), reset=reset)
     expected = gradients.bptt(cell, squares)(params, None, xs, jnp.zeros((700, 1)), reset=reset)
-    assert np.isnan(total) or distance((total, grads), (expected[0][0], expected[1])) < 1e-12
+    assert distance((total, grads), (expected[0][0], expected[1])) < 1e-12
+    assert flat(grads).all()
+
+
+@pytest.mark.parametrize(("size", "solved"), [(1e100, True), (1e160, False)])
+def test_the_way_back_says_where_it_overflows(size: float, solved: bool) -> None:
+    J, c = jnp.full((3, 1, 1), size), jnp.ones((3, 1))
+    lam, found = _adjoint(J, c)
+    assert bool(found) == solved
+    if solved:
+        np.testing.assert_allclose(lam[:, 0], [1e200, 1e100, 1.0], rtol=1e-14)
 
 
 def test_equilibria_are_those_that_implicit_sees() -> None:
