@@ -295,6 +295,12 @@ PRODUCTS = [
 ]
 LOCAL = [
     (
+        "lstm_1997: no recurrent product is cut",
+        'held = _recurrent(first, found, "lstm_1997")',
+        "held: list[int] = []",
+        sparse("the_gradient_of_1997_is_cut_by_hand[1]"),
+    ),
+    (
         "e_prop: the past with the wrong sign",
         "influence.add(step, influence.moved(D, M))",
         "influence.add(step, -influence.moved(D, M))",
@@ -409,10 +415,16 @@ DEER = [
         converged("what_overflows_is_not_called_a_solution"),
     ),
     (
-        "NaN called small",
-        "return ~(change <= eps) & (i < limit)",
-        "return (change > eps) & (i < limit)",
-        converged("newton_is_exact_or_says_that_it_is_not[40.0-64-full]"),
+        "only the last change counts, not the equations",
+        "jnp.maximum(_relative(moved - h, moved), _relative(new - h, h))",
+        "_relative(moved - h, moved)",
+        converged("a_large_tolerance_does_not_make_a_guess_a_solution"),
+    ),
+    (
+        "the way back is not checked",
+        "found.converged & solved",
+        "found.converged",
+        converged("no_gradient_where_the_way_back_overflows"),
     ),
 ]
 IMPLICIT = [
@@ -831,7 +843,31 @@ LABORATORY = [
     ("clipping", "experiments/clipping.py", CLIPPING),
     ("chaos", "experiments/chaos.py", CHAOS),
 ]
+REGISTERED = [
+    (
+        "online and offline exchanged in the table",
+        '"yes" if e.online else "no"',
+        '"no" if e.online else "yes"',
+        law("the_register"),
+    ),
+]
+SHARED = [
+    (
+        "a running sum in half precision",
+        "jnp.zeros_like(a, wide(a.dtype) if is_float(a) else None)",
+        "jnp.zeros_like(a)",
+        "test_small_dtypes.py::test_gradients_of_many_steps_in_half_precision",
+    ),
+    (
+        "NaN made where all is well",
+        "@jax.jit  # NaN made outside of it would stop `jax_debug_nans` where all is well",
+        "",
+        converged("all_is_well_under_debug_nans[implicit]"),
+    ),
+]
 ALGORITHMS = [
+    ("register", "register", REGISTERED),
+    ("shared", "_types", SHARED),
     ("vectors", "_vector", VECTOR),
     ("outputs", "_output", OUTPUT),
     ("online", "_online", ONLINE),

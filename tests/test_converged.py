@@ -114,6 +114,16 @@ def test_the_way_back_says_where_it_overflows(size: float, solved: bool) -> None
         np.testing.assert_allclose(lam[:, 0], [1e200, 1e100, 1.0], rtol=1e-14)
 
 
+def test_no_gradient_where_the_way_back_overflows() -> None:
+    """A state of 0 with a gradient of 10^399: NaN throughout, the finite numbers too."""
+    cell, params = linear([[10.0]])
+    xs, targets = jnp.zeros((400, 1)), jnp.ones((400, 1))
+    run = gradients.deer(cell, squares)
+    (total, state), grads = run(params, None, xs, targets)
+    assert bool(gradients.newton(cell, params, None, xs).converged)
+    assert np.isnan([total, *state, *flat(grads)]).all()
+
+
 def test_equilibria_are_those_that_implicit_sees() -> None:
     cell, params, xs, targets = settled(0.7)
     mask = jnp.array([True, False, True])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State
 from rnn_jax.gradients._step import Origin, Step
-from rnn_jax.gradients._types import StepLoss, guarded, needed, select
+from rnn_jax.gradients._types import StepLoss, added, guarded, needed, rounded, select, zeros
 from rnn_jax.gradients._vector import gradient
 from rnn_jax.unroll import restarted
 
@@ -171,14 +171,15 @@ class Online:
         carry = self.init(params, first[0], state, key=key)
 
         def step(before: Any, now: Any) -> tuple[Any, None]:
-            carry, total, grads = before
+            carry, sums = before
             x, target, flags = now
             carry, info = self.update(params, carry, x, target, **flags)
-            return (carry, total + info.loss, jax.tree.map(jnp.add, grads, info.grads)), None
+            return (carry, added(sums, (info.loss, info.grads))), None
 
         info = jax.eval_shape(self.update, params, carry, *first)[1]
-        zeros = jnp.zeros((), info.loss.dtype), jax.tree.map(jnp.zeros_like, params)
-        (carry, total, grads), _ = jax.lax.scan(step, (carry, *zeros), (xs, targets, flags))
+        one = info.loss, params
+        (carry, sums), _ = jax.lax.scan(step, (carry, zeros(one)), (xs, targets, flags))
+        total, grads = rounded(sums, one)
         return (total, carry.state), grads
 
     def _origin(self, params: Params, state: State | None) -> Origin:

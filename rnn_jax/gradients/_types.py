@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from rnn_jax._types import Array, Key, Params, State, is_float
+from rnn_jax._types import Array, Key, Params, State, is_float, wide
 
 StepLoss: TypeAlias = Callable[[Any, Any], Array]  # (y, target) -> [] float
 Draw: TypeAlias = Callable[[Key, tuple[int, ...], Any], Array]  # (key, shape, dtype)
@@ -53,6 +53,21 @@ def or_nan(flag: Array, tree: Any) -> Any:
     return jax.tree.map(
         lambda a: jnp.where(flag, a, jnp.full_like(a, jnp.nan)) if is_float(a) else a, tree
     )
+
+
+def added(total: Any, more: Any) -> Any:
+    """A running sum of `zeros` and what comes; in half precision it would stop growing at 256."""
+    return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more)
+
+
+def zeros(tree: Any) -> Any:
+    """Where a running sum begins: like `tree`, in single precision or wider."""
+    return jax.tree.map(lambda a: jnp.zeros_like(a, wide(a.dtype) if is_float(a) else None), tree)
+
+
+def rounded(total: Any, like: Any) -> Any:
+    """A running sum in the dtypes of `like`."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), total, like)
 
 
 def signs(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:

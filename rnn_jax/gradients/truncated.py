@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, total_loss
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, added, rounded, total_loss, zeros
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import unroll
 
@@ -95,17 +95,18 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
 
         def block(carry: Any, start: Array) -> tuple[Any, State]:
             """Windows overlap, but begin k1 steps apart: so far goes the state before them."""
-            old, total, grads = carry
+            old, sums = carry
             (value, final), grad = jax.value_and_grad(window, has_aux=True)(params, old, start)
             next_xs, _, now, again = steps(start, k1)
             following, _ = unroll(cell, params, old, next_xs, mask=now, reset=again)
-            return (following, total + value, jax.tree.map(jnp.add, grads, grad)), final
+            return (following, added(sums, (value, grad))), final
 
         first = cell.init_state(params) if state is None else state
         starts = jnp.arange(k1, T + k1, k1, dtype=jnp.int32) - k2
         shape, _ = jax.eval_shape(window, params, first, starts[0])
-        zeros = jnp.zeros((), shape.dtype), jax.tree.map(jnp.zeros_like, params)
-        (_, total, grads), finals = jax.lax.scan(block, (first, *zeros), starts)
+        one = shape, jax.tree.map(jnp.asarray, params)
+        (_, sums), finals = jax.lax.scan(block, (first, zeros(one)), starts)
+        total, grads = rounded(sums, one)
         return (total, jax.tree.map(lambda a: a[-1], finals)), grads
 
     return value_and_grad
