@@ -853,6 +853,18 @@ REGISTERED = [
 ]
 SHARED = [
     (
+        "a target taken twice",
+        "if jnp.shape(a)[:1] != (steps,):",
+        "if False:",
+        law("a_target_for_each_step[4-truncated_bptt]"),
+    ),
+    (
+        "a loss of each output",
+        "if jnp.shape(value) != ():",
+        "if False:",
+        law("a_loss_is_a_scalar[rtrl]"),
+    ),
+    (
         "a running sum in half precision",
         "jnp.zeros_like(a, wide(a.dtype) if is_float(a) else None)",
         "jnp.zeros_like(a)",

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State
 from rnn_jax.gradients._step import Origin, Step
-from rnn_jax.gradients._types import StepLoss, added, guarded, needed, rounded, select, zeros
+from rnn_jax.gradients._types import (
+    StepLoss,
+    added,
+    fitting,
+    guarded,
+    needed,
+    rounded,
+    select,
+    zeros,
+)
 from rnn_jax.gradients._vector import gradient
 from rnn_jax.unroll import restarted
 
@@ -165,6 +174,7 @@ class Online:
         """The sum over a sequence; shapes and errors as `bptt`."""
         params, xs, targets = jax.tree.map(jnp.asarray, (params, xs, targets))
         T = _checks.time_steps(xs)
+        fitting(targets, T)
         flags = {"mask": mask, "reset": reset}
         flags = {k: _checks.time_flags(k, f, T) for k, f in flags.items() if f is not None}
         first = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), (xs, targets))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rnn_jax._types import Array, Cell, Params, State
 from rnn_jax.gradients._output import separate
-from rnn_jax.gradients._types import StepLoss, guarded
+from rnn_jax.gradients._types import StepLoss, guarded, scalar
 from rnn_jax.gradients._vector import ravel, unravel
 
 
@@ -45,7 +45,7 @@ class Step:
     ) -> None:
         if valid is not None:
             x, target = guarded((x, target), valid)
-        self.cell, self.loss = cell, loss
+        self.cell, self.loss = cell, scalar(loss)
         self.params, self.state, self.x, self.target = params, state, x, target
         self.theta, self.h = ravel(params), ravel(state)
 

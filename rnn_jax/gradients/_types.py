@@ -28,8 +28,36 @@ class ValueAndGrad(Protocol):
     ) -> tuple[tuple[Array, State], Params]: ...
 
 
+def fitting(targets: Any, steps: int) -> None:
+    """Checks that there is a target for each time step; one taken twice would go unnoticed."""
+    for path, a in jax.tree_util.tree_leaves_with_path(targets):
+        if jnp.shape(a)[:1] != (steps,):
+            raise ValueError(
+                f"targets{jax.tree_util.keystr(path)}: got shape {jnp.shape(a)}, expected "
+                f"({steps}, ...), one for each time step of xs. For a batch, map over targets with "
+                "jax.vmap."
+            )
+
+
+def scalar(loss: StepLoss) -> StepLoss:
+    """A loss that is checked: y [1] and a target [] would broadcast, y [O] and [O, 1] too."""
+
+    def checked(y: Any, target: Any) -> Array:
+        value = loss(y, target)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"loss: got a result of shape {jnp.shape(value)} for one step, expected a scalar: "
+                "sum or average over the outputs, and see that y and target have one shape"
+            )
+        return value
+
+    return checked
+
+
 def total_loss(loss: StepLoss, ys: Any, targets: Any, mask: Array | None) -> Array:
     """The sum of a loss over the valid steps; the targets of the others may be anything."""
+    fitting(targets, jax.tree.leaves(ys)[0].shape[0])
+    loss = scalar(loss)
     if mask is None:
         return jax.vmap(loss)(ys, targets).sum()
 

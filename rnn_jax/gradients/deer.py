@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State, is_float
 from rnn_jax.gradients._step import Step
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, guarded, or_nan, select
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, fitting, guarded, or_nan, select
 from rnn_jax.gradients._vector import gradient, ravel, unravel
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import restarted
@@ -251,6 +251,7 @@ class _Problem:
     ) -> None:
         params, xs, targets = jax.tree.map(jnp.asarray, (params, xs, targets))
         self.steps = T = _checks.time_steps(xs)
+        fitting(targets, T)
         flags = [
             None if f is None else _checks.time_flags(k, f, T)
             for k, f in (("mask", mask), ("reset", reset))

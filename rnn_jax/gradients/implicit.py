@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State
 from rnn_jax.gradients._step import Step
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, guarded, or_nan, select
+from rnn_jax.gradients._types import StepLoss, ValueAndGrad, fitting, guarded, or_nan, select
 from rnn_jax.gradients._vector import gradient
 from rnn_jax.unroll import restarted
 
@@ -183,6 +183,7 @@ def _over(
     """The last equilibrium, and what `found` says of each; its last word is true where masked."""
     params, xs, targets = jax.tree.map(jnp.asarray, (params, xs, targets))
     T = _checks.time_steps(xs)
+    fitting(targets, T)
     valid = jnp.ones(T, bool) if mask is None else _checks.time_flags("mask", mask, T)
     again = jnp.zeros(T, bool) if reset is None else _checks.time_flags("reset", reset, T)
     initial = cell.init_state(params)

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks
 from rnn_jax._types import Array, Cell, Key, Params, State
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, added, rounded, total_loss, zeros
+from rnn_jax.gradients._types import (
+    StepLoss,
+    ValueAndGrad,
+    added,
+    fitting,
+    rounded,
+    total_loss,
+    zeros,
+)
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import unroll
 
@@ -72,6 +80,7 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
         del key
         xs, targets = jax.tree.map(jnp.asarray, (xs, targets))
         T = _checks.time_steps(xs)
+        fitting(targets, T)
         valid = jnp.ones(T, bool) if mask is None else _checks.time_flags("mask", mask, T)
         restart = None if reset is None else _checks.time_flags("reset", reset, T)
         if T == 0:
