@@ -673,6 +673,36 @@ LOSSES: list[Row] = [
         "mask.sum()",
         losses("nothing_valid_is_zero[squared_error]"),
     ),
+    (
+        "a label out of range without a gradient",
+        "losses * jnp.where(wrong, nan, jnp.ones_like(losses))",
+        "jnp.where(wrong, nan, losses)",
+        losses("labels_out_of_range[cross_entropy-int32-200]"),
+    ),
+    (
+        "a negative label counted from the end",
+        "labels != inside",
+        "labels > inside",
+        losses("labels_out_of_range[cross_entropy-int32--1]"),
+    ),
+    (
+        "labels compared in their own small dtype",
+        "if labels.dtype.itemsize < 4:",
+        "if False:",
+        losses("small_integers_name_many_classes"),
+    ),
+    (
+        "a masked label refused",
+        "wrong = wrong & jnp.expand_dims(valid, axes)",
+        "pass",
+        losses("padding_reaches_nothing[cross_entropy]"),
+    ),
+    (
+        "a probability above 1",
+        "return _nan_where(~((labels >= 0) & (labels <= 1)).all(axis=-1), each)",
+        "return _nan_where(~(labels >= 0).all(axis=-1), each)",
+        losses("labels_out_of_range[binary_cross_entropy-float32-1.5]"),
+    ),
 ]
 
 FED_BACK = """\

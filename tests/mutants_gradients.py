@@ -17,6 +17,10 @@ def checked(test: str) -> str:
     return f"test_check_gradients.py::test_{test}"
 
 
+def converged(test: str) -> str:
+    return f"test_converged.py::test_{test}"
+
+
 def mean(case: str) -> str:
     return unbiased(f"the_mean_of_all_draws_is_the_gradient[{case}-]")
 
@@ -291,6 +295,12 @@ PRODUCTS = [
 ]
 LOCAL = [
     (
+        "lstm_1997: no recurrent product is cut",
+        'held = _recurrent(first, found, "lstm_1997")',
+        "held: list[int] = []",
+        sparse("the_gradient_of_1997_is_cut_by_hand[1]"),
+    ),
+    (
         "e_prop: the past with the wrong sign",
         "influence.add(step, influence.moved(D, M))",
         "influence.add(step, -influence.moved(D, M))",
@@ -374,10 +384,10 @@ DEER = [
     ),
     (
         "Newton's approximate Jacobian in the gradient",
-        "lam = linear_recurrence(J.transpose(0, 2, 1)[::-1]",
+        "lam, solved = _adjoint(J, c)",
         "D = jnp.diagonal(J, axis1=1, axis2=2)\n"
         "        J = J if jacobian == 'full' else jax.vmap(jnp.diag)(D)\n"
-        "        lam = linear_recurrence(J.transpose(0, 2, 1)[::-1]",
+        "        lam, solved = _adjoint(J, c)",
         sparse("newton_finds_the_states_and_its_jacobian_stays_out_of_the_gradient[diagonal]"),
     ),
     (
@@ -388,29 +398,65 @@ DEER = [
     ),
     (
         "a guess returned for the gradient",
-        "jnp.where(found.converged, a, jnp.full_like(a, jnp.nan))",
-        "a",
+        "or_nan(found.converged & solved, result)",
+        "result",
         sparse("newton_is_exact_for_the_first_steps_even_where_it_is_lost"),
+    ),
+    (
+        "states cut at 1e8",
+        "moved = jnp.where(known, new, moved)",
+        "moved = jnp.clip(moved, -1e8, 1e8)",
+        converged("states_of_any_size[full]"),
+    ),
+    (
+        "what is not finite is a solution",
+        "(iterations >= T) & jnp.isfinite(h).all()",
+        "iterations >= T",
+        converged("what_overflows_is_not_called_a_solution"),
+    ),
+    (
+        "only the last change counts, not the equations",
+        "jnp.maximum(_relative(moved - h, moved), _relative(new - h, h))",
+        "_relative(moved - h, moved)",
+        converged("a_large_tolerance_does_not_make_a_guess_a_solution"),
+    ),
+    (
+        "the way back is not checked",
+        "found.converged & solved",
+        "found.converged",
+        converged("no_gradient_where_the_way_back_overflows"),
     ),
 ]
 IMPLICIT = [
     (
         "the system with the wrong sign",
-        "jnp.eye(c.size, dtype=c.dtype) - D.T",
-        "jnp.eye(c.size, dtype=c.dtype) + D.T",
+        "dtype=step.h.dtype) - step.jacobians()[1]",
+        "dtype=step.h.dtype) + step.jacobians()[1]",
         sparse("implicit_is_backpropagation_through_a_long_rest"),
     ),
     (
         "the system not transposed",
-        "jnp.eye(c.size, dtype=c.dtype) - D.T",
-        "jnp.eye(c.size, dtype=c.dtype) - D",
+        "_slope(step).T, c",
+        "_slope(step), c",
         sparse("implicit_is_backpropagation_through_a_long_rest"),
     ),
     (
         "what did not settle is returned",
-        "settled = found.all()",
-        "settled = jnp.array(True)",
+        "or_nan(settled.all(), result)",
+        "result",
         sparse("what_does_not_settle_is_nan"),
+    ),
+    (
+        "a net that creeps has arrived",
+        "arrived = step.at(step.h + ahead(step))",
+        "arrived = step",
+        converged("a_net_that_creeps_has_not_arrived[0.999]"),
+    ),
+    (
+        "not said where it did not settle",
+        "return step, (iterations, settled & close)",
+        "return step, (iterations, close)",
+        converged("a_net_that_does_not_settle_says_so"),
     ),
 ]
 CHECK = [
@@ -797,7 +843,43 @@ LABORATORY = [
     ("clipping", "experiments/clipping.py", CLIPPING),
     ("chaos", "experiments/chaos.py", CHAOS),
 ]
+REGISTERED = [
+    (
+        "online and offline exchanged in the table",
+        '"yes" if e.online else "no"',
+        '"no" if e.online else "yes"',
+        law("the_register"),
+    ),
+]
+SHARED = [
+    (
+        "a target taken twice",
+        "if jnp.shape(a)[:1] != (steps,):",
+        "if False:",
+        law("a_target_for_each_step[4-truncated_bptt]"),
+    ),
+    (
+        "a loss of each output",
+        "if jnp.shape(value) != ():",
+        "if False:",
+        law("a_loss_is_a_scalar[rtrl]"),
+    ),
+    (
+        "a running sum in half precision",
+        "jnp.zeros_like(a, wide(a.dtype) if is_float(a) else None)",
+        "jnp.zeros_like(a)",
+        "test_small_dtypes.py::test_gradients_of_many_steps_in_half_precision",
+    ),
+    (
+        "NaN made where all is well",
+        "@jax.jit  # NaN made outside of it would stop `jax_debug_nans` where all is well",
+        "",
+        converged("all_is_well_under_debug_nans[implicit]"),
+    ),
+]
 ALGORITHMS = [
+    ("register", "register", REGISTERED),
+    ("shared", "_types", SHARED),
     ("vectors", "_vector", VECTOR),
     ("outputs", "_output", OUTPUT),
     ("online", "_online", ONLINE),

@@ -168,6 +168,28 @@ def test_a_missing_key_is_named(name: str) -> None:
         ANY_CELL[name](cell, loss)(params, None, xs, targets)
 
 
+EVERY = {n: functools.partial(e.algorithm, **e.options) for n, e in REGISTER.items()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("steps", [T - 1, T + 1])
+def test_a_target_for_each_step(name: str, steps: int) -> None:
+    """Neither one taken twice nor one left over."""
+    cell, params, xs, targets = diagonal("lru") if name == "elementwise_rtrl" else problem("elman")
+    targets = {"a": jnp.resize(targets, (steps, *targets.shape[1:]))}
+    run = EVERY[name](cell, lambda y, target: jnp.sum((y - target["a"]) ** 2))
+    with pytest.raises(ValueError, match=rf"targets\['a'\]: got shape \({steps}, .* one for each"):
+        run(params, None, xs[:T], targets, key=key(0))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_loss_is_a_scalar(name: str) -> None:
+    cell, params, xs, targets = diagonal("lru") if name == "elementwise_rtrl" else problem("elman")
+    run = EVERY[name](cell, lambda y, target: (y - target) ** 2)
+    with pytest.raises(ValueError, match=r"loss: got a result of shape \(\d,\) for one step"):
+        run(params, None, xs, targets, key=key(0))
+
+
 @every_algorithm
 def test_padding_batches_and_resets(name: str) -> None:
     """Three sequences in one vmap: whole, padded with NaN, two episodes."""

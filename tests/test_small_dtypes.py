@@ -69,3 +69,22 @@ def test_training_in_half_precision_by_an_algorithm(dtype: type) -> None:
     assert not metrics.skipped[0]
     assert 0 < float(metrics.grad_norm[0]) < 10
     assert 0.1 < float(metrics.loss[0]) < 10
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["rtrl", "snap", "truncated_bptt"])
+def test_gradients_of_many_steps_in_half_precision(name: str, dtype: jax.typing.DTypeLike) -> None:
+    """A sum that is kept in half precision stops at 256 ones, or 2048."""
+    add = rnn_jax.Cell(
+        init=lambda key: jnp.ones(1, dtype),
+        init_state=lambda w: jnp.zeros_like(w),
+        project=lambda w, x: x,
+        step=lambda w, h, x: (w * x, w * x),
+    )
+    entry = gradients.REGISTER[name]
+    run = entry.algorithm(add, lambda y, target: y.sum(), **entry.options)
+    T = 6000
+    (total, _), grads = jax.jit(run)(jnp.ones(1, dtype), None, jnp.ones((T, 1), dtype), jnp.ones(T))
+    assert abs(float(total) - T) < 0.01 * T
+    assert abs(float(grads[0]) - T) < 0.01 * T
+    assert total.dtype == grads.dtype == dtype

@@ -17,16 +17,24 @@ The online ones also go one step at a time, with constant memory, for ever:
     carry = algorithm(cell, loss).init(params, x, state, key=key)
     carry, info = algorithm(cell, loss).update(params, carry, x, target, mask=None, reset=None)
 
+One that cannot keep its word says so, inside of `jit` too: `deer` and `implicit` give nothing but
+NaN where they found no solution, and `newton` and `equilibria`, which take the same sequence, say
+what was found: ``.converged``.
+
+Your own: a `Rule` says what is carried and how a `Step` moves it; ``Online(name, cell, loss,
+rule)`` is then worth as much as any algorithm here.
+
 `REGISTER` says of each what it is, what it needs and what it costs, and `table()` prints it;
 `EXACT` and `APPROXIMATE` are its two halves.
 """
 
-from rnn_jax.gradients._online import Online, OnlineInfo, OnlineState
+from rnn_jax.gradients._online import Online, OnlineInfo, OnlineState, Rule
+from rnn_jax.gradients._step import Origin, Step
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.gradients.check import GradientReport, check_gradients
 from rnn_jax.gradients.deer import Newton, deer, newton
 from rnn_jax.gradients.forward_gradient import forward_gradient
-from rnn_jax.gradients.implicit import implicit
+from rnn_jax.gradients.implicit import Equilibria, equilibria, implicit
 from rnn_jax.gradients.kronecker import kf_rtrl, ok
 from rnn_jax.gradients.local import e_prop, lstm_1997, rflo
 from rnn_jax.gradients.random_truncation import artbp, randomized_telescope
@@ -41,17 +49,22 @@ __all__ = [
     "EXACT",
     "REGISTER",
     "Entry",
+    "Equilibria",
     "GradientReport",
     "Newton",
     "Online",
     "OnlineInfo",
     "OnlineState",
+    "Origin",
+    "Rule",
+    "Step",
     "artbp",
     "bptt",
     "check_gradients",
     "deer",
     "e_prop",
     "elementwise_rtrl",
+    "equilibria",
     "forward_gradient",
     "implicit",
     "kf_rtrl",

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from rnn_jax import _checks, _sequence
 from rnn_jax._types import Array, Cell, Key, Params, State, vary_as
 from rnn_jax.gradients._step import Origin, Step
-from rnn_jax.gradients._types import StepLoss, across, guarded, needed, select
+from rnn_jax.gradients._types import (
+    StepLoss,
+    across,
+    added,
+    fitting,
+    guarded,
+    needed,
+    rounded,
+    select,
+    zeros,
+)
 from rnn_jax.gradients._vector import gradient
 from rnn_jax.unroll import restarted
 
@@ -32,10 +42,21 @@ class OnlineInfo(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What makes an online algorithm: all else is the same for each of them."""
+    """What makes an online algorithm: all else is the same for each of them.
 
-    init: Callable[[Origin, Step, Key | None], Any]  # -> trace
-    update: Callable[[Step, Any, Key | None], tuple[Any, Array]]  # -> (trace, grads [P])
+    Masks, resets, sequences, keys and the gradient as a pytree are the work of `Online`; a rule
+    sees real vectors: h, [n], all floats of the state, and theta, [P], all floats of the params.
+
+    Attributes:
+      init: ``(origin, step, key) -> trace``, before the first step and after a reset: how the
+        initial state, an `Origin`, depends on theta. `step` is a `Step` with an input of the right
+        shape and no target. `key` is None where nothing is drawn.
+      update: ``(step, trace, key) -> (trace, grads)``: the trace after the `Step`, of the same
+        shapes and dtypes as before, and the gradient of the loss of this step by theta, [P].
+    """
+
+    init: Callable[[Origin, Step, Key | None], Any]
+    update: Callable[[Step, Any, Key | None], tuple[Any, Array]]
 
 
 class Online:
@@ -50,13 +71,48 @@ class Online:
     `init` takes any input of one step, for its shape. `info` is ``(loss, grads, y)``: the loss of
     this step and its gradient, which an optimizer may use at once. The influence of the past was
     then made with older params, and differs from that of the new ones by the order of the rate.
+
+    Args:
+      name: for messages.
+      cell: any `Cell`.
+      loss: ``(y, target) -> scalar`` of one step.
+      rule: a `Rule`, or ``(step) -> Rule`` for one that first finds out something about the cell;
+        it is made once for each set of shapes.
+      draws: whether the rule wants keys; then `key` must be given.
+
+    Raises:
+      ValueError, TypeError: as `unroll`; the rule returns a trace of another structure, shape or
+        dtype, or a gradient that is not [P].
+
+    Example:
+      The past forgotten (truncation after one step), in two lines:
+
+      >>> import rnn_jax
+      >>> from rnn_jax.gradients import Online, Rule
+      >>> now_only = Rule(
+      ...     init=lambda origin, step, key: (),
+      ...     update=lambda step, trace, key: ((), step.loss_gradient()[0]),
+      ... )
+      >>> cell = rnn_jax.elman(1, 1, activation=jax.nn.identity, bias=False)
+      >>> params = rnn_jax.ElmanParams(w_x=jnp.ones((1, 1)), w_h=jnp.full((1, 1), 2.0), b=None)
+      >>> value_and_grad = Online("now_only", cell, lambda y, w: w * y[0], now_only)
+      >>> xs, last = jnp.array([[1.0], [3.0]]), jnp.array([0.0, 1.0])  # h_2 = w_h w_x + 3 w_x
+      >>> print(value_and_grad(params, None, xs, last)[1].w_x)
+      [[3.]]
     """
 
     def __init__(
-        self, name: str, cell: Cell, loss: StepLoss, rule: Callable[[Step], Rule], *, draws: bool
+        self,
+        name: str,
+        cell: Cell,
+        loss: StepLoss,
+        rule: Rule | Callable[[Step], Rule],
+        *,
+        draws: bool = False,
     ) -> None:
         self.name, self.cell, self.loss = name, cell, loss
-        self._make_rule, self._draws = rule, draws
+        self._make_rule = (lambda step: rule) if isinstance(rule, Rule) else rule
+        self._draws = draws
         self._rules: dict[Any, Rule] = {}
 
     def init(
@@ -98,6 +154,7 @@ class Online:
             carry = OnlineState(state, select(reset, trace, carry.trace), key)
         step = self._step(params, carry.state, x, target, mask)
         trace, grads = self._rule(step).update(step, carry.trace, now)
+        self._check_rule(step, carry.trace, trace, grads)
         (_, loss), (state, y) = step.value()
         new = OnlineState(state, trace, key)
         if mask is not None:
@@ -134,6 +191,7 @@ class Online:
         key: Key | None,
     ) -> tuple[tuple[Array, State], Params]:
         T = _checks.time_steps(xs)
+        fitting(targets, T)
         flags = {"mask": mask, "reset": reset}
         flags = {k: _checks.time_flags(k, f, T) for k, f in flags.items() if f is not None}
         first = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), (xs, targets))
@@ -142,15 +200,16 @@ class Online:
         xs, targets = _sequence.padded((xs, targets), flags.get("mask"))
 
         def step(before: Any, now: Any) -> tuple[Any, None]:
-            carry, total, grads = before
+            carry, sums = before
             x, target, flags = now
             carry, info = self.update(params, carry, x, target, **flags)
-            return (carry, total + info.loss, jax.tree.map(jnp.add, grads, info.grads)), None
+            return (carry, added(sums, (info.loss, info.grads))), None
 
         info = jax.eval_shape(self.update, params, carry, *first)[1]
-        zeros = jnp.zeros((), info.loss.dtype), jax.tree.map(jnp.zeros_like, params)
-        start = vary_as((carry, *zeros), (params, carry, xs, targets, flags))
-        (carry, total, grads), _ = jax.lax.scan(step, start, (xs, targets, flags))
+        one = info.loss, params
+        start = vary_as((carry, zeros(one)), (params, carry, xs, targets, flags))
+        (carry, sums), _ = jax.lax.scan(step, start, (xs, targets, flags))
+        total, grads = rounded(sums, one)
         return (total, carry.state), grads
 
     def _origin(self, params: Params, state: State | None) -> Origin:
@@ -162,6 +221,15 @@ class Online:
         hint = "It comes from the init_state of this cell; map a batch of states with jax.vmap."
         _checks.same_shapes("state", state, initial, hint, dtypes=True)
         return Origin(params, state, None)
+
+    def _check_rule(self, step: Step, before: Any, after: Any, grads: Any) -> None:
+        hint = f"The trace of {self.name} stays of one type, that which its init returns."
+        _checks.same_shapes("trace", after, before, hint, dtypes=True)
+        if jnp.shape(grads) != step.theta.shape:
+            raise ValueError(
+                f"grads: got shape {jnp.shape(grads)} from the update of {self.name}, expected "
+                f"{step.theta.shape}, a number for each float of the params (step.theta)"
+            )
 
     def _rule(self, step: Step) -> Rule:
         """The rule for these shapes: what it finds out about the cell, it finds out once."""

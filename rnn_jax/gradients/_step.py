@@ -13,12 +13,26 @@ import jax.numpy as jnp
 from rnn_jax._sequence import harmless
 from rnn_jax._types import Array, Cell, Params, State, vary, varying_axes
 from rnn_jax.gradients._output import separate
-from rnn_jax.gradients._types import StepLoss
+from rnn_jax.gradients._types import StepLoss, scalar
 from rnn_jax.gradients._vector import ravel, unravel
 
 
 class Step:
-    """A step at given params, state and input; nothing is computed before it is asked for."""
+    """A step at given params, state and input; nothing is computed before it is asked for.
+
+    What a `Rule` sees. With n floats in the state and P in the params, complex ones as pairs:
+
+    - `theta`: [P], the params, and `h`: [n], the state before the step; `params`, `state`, `x`,
+      `target` are the same and the rest as the cell takes them.
+    - `jacobians()`: ``(I, D)``, I = dh'/dtheta at fixed h, [n, P], and D = dh'/dh, [n, n], for n
+      backward passes; their products cost one pass each: ``push(theta, h)[0]`` is I theta + D h,
+      ``pull(q, 0.0)`` is (q I, q D).
+    - `loss_gradient()`: ``(dl/dtheta, dl/dh)`` through the whole step, [P] and [n].
+    - `value()`: ``((h', loss), (new state, y))``; `error()`: dl/dy, [O].
+    - `observe()`: ``(dl/dtheta, dl/dh, dl/dh')`` with the output as a function of all three.
+
+    In a masked step `x` and `target` are stand-ins, and what the rule makes of them is dropped.
+    """
 
     def __init__(
         self,
@@ -32,7 +46,7 @@ class Step:
     ) -> None:
         if valid is not None:
             x, target = harmless((x, target), valid)
-        self.cell, self.loss = cell, loss
+        self.cell, self.loss = cell, scalar(loss)
         self.params, self.state, self.x, self.target = params, state, x, target
         self.theta, self.h = ravel(params), ravel(state)
 
@@ -106,7 +120,11 @@ class Step:
 
 
 class Origin(NamedTuple):
-    """How the initial state depends on the params: not at all, where a state was given."""
+    """How the initial state depends on the params: not at all, where a state was given.
+
+    What a `Rule` begins with: `jacobian()` is dh_0/dtheta, [n, P]; `pull` and `push` are its
+    products with a vector, backward and forward.
+    """
 
     params: Params
     state: State

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from rnn_jax import _checks, _sequence
 from rnn_jax._types import Array, Cell, Key, Params, State, is_float, vary_as
 from rnn_jax.gradients._step import Step
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, across, guarded, nan_unless, select
+from rnn_jax.gradients._types import (
+    StepLoss,
+    ValueAndGrad,
+    across,
+    fitting,
+    guarded,
+    or_nan,
+    select,
+)
 from rnn_jax.gradients._vector import gradient, ravel, unravel
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import restarted
@@ -19,7 +27,7 @@ class Newton(NamedTuple):
 
     states: State  # [T, ...], after each step
     iterations: Array  # [] int
-    converged: Array  # [] bool, whether each state follows from the one before it
+    converged: Array  # [] bool
 
 
 def newton(
@@ -39,18 +47,21 @@ def newton(
     h_t <- f(h_{t-1}) + J_t (new h_{t-1} - old h_{t-1}), one linear recurrence an iteration, which
     `jax.lax.associative_scan` solves in log T parallel steps. Work n^3 T log T an iteration with
     the full Jacobians of an [n] state, n T with their diagonals. After k iterations the first k
-    steps are exact, so T are enough; a net that forgets needs few, a chaotic one nearly T.
+    steps are exact, so T are enough; a net that forgets needs few, a chaotic one nearly T. What is
+    found is put back into the equations: `converged` is true where they hold.
 
     Args:
       cell: a `Cell` whose state is made of floats.
       params, state, xs, mask, reset: as in `unroll`.
       jacobian: "full", or "diagonal" (quasi-Newton: more iterations, each of less work).
-      tolerance: the iteration ends once no number moves by more than this times (1 + its size);
-        default: the 3/4 power of the precision of the dtype.
+      tolerance: the iteration ends once no number moves, and no equation is off, by more than this
+        times (1 + its size); default: the 3/4 power of the precision of the dtype.
       max_iterations: default T.
 
     Returns:
-      `Newton`. It cannot be differentiated in reverse mode; `deer` gives the gradient.
+      `Newton`. Where `converged` is false the states are a guess: `max_iterations` were not enough,
+      or the net itself overflows. It cannot be differentiated in reverse mode; `deer` gives the
+      gradient.
 
     Raises:
       ValueError: `jacobian` is neither; shapes as in `unroll`.
@@ -78,20 +89,14 @@ def newton(
     limit = T if max_iterations is None else _checks.positive_int("max_iterations", max_iterations)
     dtype = problem.first.dtype
     eps = float(jnp.finfo(dtype).eps) ** 0.75 if tolerance is None else tolerance
-    bound = float(jnp.finfo(dtype).max) ** 0.5  # a wild iterate may come back, an infinite one not
     if T == 0:
         nothing = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), problem.state)
         return Newton(nothing, jnp.array(0), jnp.array(True))
 
-    def after(h: Array) -> tuple[Array, Array]:
+    def sweep(h: Array, i: Array) -> tuple[Array, Array]:
+        """The next states, and by how much these failed to be the solution."""
         before = jnp.concatenate([problem.first[None], h[:-1]])
-        return before, jax.vmap(problem.hidden, (None, 0, 0))(problem.theta, before, problem.inputs)
-
-    def moved_by(new: Array, h: Array) -> Array:
-        return jnp.max(jnp.abs(new - h) / (1 + jnp.abs(new)), initial=0.0).astype(dtype)
-
-    def sweep(h: Array) -> Array:
-        before, new = after(h)
+        new = jax.vmap(problem.hidden, (None, 0, 0))(problem.theta, before, problem.inputs)
         if jacobian == "full":
             J = jax.vmap(jax.jacrev(problem.hidden, argnums=1), (None, 0, 0))(
                 problem.theta, before, problem.inputs
@@ -101,23 +106,30 @@ def newton(
             J = jax.vmap(problem.diagonal, (None, 0, 0))(problem.theta, before, problem.inputs)
             shift = new - J * before
         moved = linear_recurrence(J, shift, problem.first)
-        return jnp.clip(jnp.where(jnp.isfinite(moved), moved, jnp.zeros_like(new)), -bound, bound)
+        plain = jnp.where(jnp.isfinite(new), new, jnp.zeros_like(new))
+        moved = jnp.where(jnp.isfinite(moved), moved, plain)
+        known = (jnp.arange(T) <= i)[:, None]  # whatever the products of Jacobians did
+        moved = jnp.where(known, new, moved)
+        return moved, jnp.maximum(_relative(moved - h, moved), _relative(new - h, h))
 
     def going(carry: Any) -> Array:
         _, change, i = carry
-        return (change > eps) & (i < limit)
+        return ~(change <= eps) & (i < limit)
 
     def iterate(carry: Any) -> Any:
         h, _, i = carry
-        new = sweep(h)
-        return new, moved_by(new, h), i + 1
+        return *sweep(h, i), i + 1
 
     start = jnp.broadcast_to(problem.first, (T, n)), jnp.full((), jnp.inf, dtype), jnp.array(0)
     start = vary_as(start, (problem.theta, problem.first, problem.inputs))
     h, change, iterations = jax.lax.while_loop(going, iterate, start)
     states = jax.vmap(lambda v: unravel(v, problem.state))(h)
-    solved = moved_by(after(h)[1], h) <= 10 * eps  # whatever the iterations did; NaN is not solved
-    return Newton(states, iterations, ((change <= eps) | (iterations >= T)) & solved)
+    all_known = (iterations >= T) & jnp.isfinite(h).all()
+    return Newton(states, iterations, (change <= eps) | all_known)
+
+
+def _relative(change: Array, size: Array) -> Array:
+    return jnp.max(jnp.abs(change) / (1 + jnp.abs(size)), initial=0.0).astype(change.dtype)
 
 
 def deer(
@@ -143,7 +155,8 @@ def deer(
 
     Returns:
       ``value_and_grad(params, state, xs, targets, *, mask=None, reset=None, key=None) -> ((total,
-      state), grads)``, as `bptt`; all NaN where `max_iterations` were not enough. `key` is not
+      state), grads)``, as `bptt`; all NaN where the states were not found (``converged`` of
+      `newton` is false) or the products of Jacobians are too large for the way back. `key` is not
       used.
 
     Raises:
@@ -192,15 +205,31 @@ def deer(
             problem.theta, before, problem.inputs
         )
         c = back((jnp.zeros_like(after), jnp.ones_like(losses)))[1]  # dl_t/dh_{t-1}
-        last = jnp.zeros_like(problem.first)
-        lam = linear_recurrence(J.transpose(0, 2, 1)[::-1], c[::-1], last)[::-1]  # dL/dh_{t-1}
-        grads = back((jnp.concatenate([lam, last[None]])[1:], jnp.ones_like(losses)))[0]
+        lam, solved = _adjoint(J, c)  # dL/dh_{t-1}
+        last = jnp.zeros_like(lam[:1])
+        grads = back((jnp.concatenate([lam, last])[1:], jnp.ones_like(losses)))[0]
         grads += jax.vjp(problem.start, problem.theta)[1](lam[0])[0]
         final = unravel(after[-1], problem.state)
         result = (losses.sum(), final), gradient(grads, problem.params)
-        return nan_unless(found.converged, result)
+        return or_nan(found.converged & solved, result)
 
     return value_and_grad
+
+
+def _adjoint(J: Array, c: Array) -> tuple[Array, Array]:
+    """lam_t = c_t + J_t^T lam_{t+1} for all t, refined once; and whether these equations hold."""
+    A, b = J.transpose(0, 2, 1)[::-1], c[::-1]
+    zero = jnp.zeros_like(b[0])
+
+    def parts(lam: Array) -> tuple[Array, Array]:
+        before = jnp.concatenate([zero[None], lam])[:-1]
+        size = jnp.einsum("tij,tj->ti", jnp.abs(A), jnp.abs(before)) + jnp.abs(b)
+        return jnp.einsum("tij,tj->ti", A, before) + b - lam, size
+
+    lam = linear_recurrence(A, b, zero)
+    lam = lam + linear_recurrence(A, parts(lam)[0], zero)
+    off, size = (jnp.max(jnp.abs(a), axis=1, initial=0.0) for a in parts(lam))
+    return lam[::-1], (off <= jnp.finfo(b.dtype).eps ** 0.75 * size).all()
 
 
 def linear_recurrence(J: Array, b: Array, first: Array) -> Array:
@@ -232,6 +261,7 @@ class _Problem:
     ) -> None:
         params, xs, targets = jax.tree.map(jnp.asarray, (params, xs, targets))
         self.steps = T = _checks.time_steps(xs)
+        fitting(targets, T)
         flags = [
             None if f is None else _checks.time_flags(k, f, T)
             for k, f in (("mask", mask), ("reset", reset))

@@ -52,4 +52,4 @@ def rtrl(cell: Cell, loss: StepLoss) -> Online:
         r, c = step.loss_gradient()
         return D @ M + I, r + c @ M
 
-    return Online("rtrl", cell, loss, lambda step: Rule(init, update), draws=False)
+    return Online("rtrl", cell, loss, Rule(init, update))

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 
 from rnn_jax import _checks, _sequence
 from rnn_jax._types import Array, Cell, Key, Params, State, vary_as
-from rnn_jax.gradients._types import StepLoss, ValueAndGrad, across, total_loss
+from rnn_jax.gradients._types import (
+    StepLoss,
+    ValueAndGrad,
+    across,
+    added,
+    fitting,
+    rounded,
+    total_loss,
+    zeros,
+)
 from rnn_jax.gradients.bptt import bptt
 from rnn_jax.unroll import unroll
 
@@ -72,6 +81,7 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
     ) -> tuple[tuple[Array, State], Params]:
         del key
         T = _checks.time_steps(xs)
+        fitting(targets, T)
         valid = jnp.ones(T, bool) if mask is None else _checks.time_flags("mask", mask, T)
         xs, targets = _sequence.padded((xs, targets), None if mask is None else valid)
         restart = None if reset is None else _checks.time_flags("reset", reset, T)
@@ -96,18 +106,19 @@ def truncated_bptt(cell: Cell, loss: StepLoss, k1: int, k2: int) -> ValueAndGrad
 
         def block(carry: Any, start: Array) -> tuple[Any, State]:
             """Windows overlap, but begin k1 steps apart: so far goes the state before them."""
-            old, total, grads = carry
+            old, sums = carry
             (value, final), grad = jax.value_and_grad(window, has_aux=True)(params, old, start)
             next_xs, _, now, again = steps(start, k1)
             following, _ = unroll(cell, params, old, next_xs, mask=now, reset=again)
-            return (following, total + value, jax.tree.map(jnp.add, grads, grad)), final
+            return (following, added(sums, (value, grad))), final
 
         first = _sequence.initial(cell, params) if state is None else state
         starts = jnp.arange(k1, T + k1, k1, dtype=jnp.int32) - k2
         shape, _ = jax.eval_shape(window, params, first, starts[0])
-        zeros = jnp.zeros((), shape.dtype), jax.tree.map(jnp.zeros_like, params)
-        start = vary_as((first, *zeros), (params, first, xs, targets, valid, restart))
-        (_, total, grads), finals = jax.lax.scan(block, start, starts)
+        one = shape, jax.tree.map(jnp.asarray, params)
+        start = vary_as((first, zeros(one)), (params, first, xs, targets, valid, restart))
+        (_, sums), finals = jax.lax.scan(block, start, starts)
+        total, grads = rounded(sums, one)
         return (total, jax.tree.map(lambda a: a[-1], finals)), grads
 
     return value_and_grad

@@ -68,7 +68,7 @@ def uoro(cell: Cell, loss: StepLoss, *, draw: Draw = signs) -> Online:
         past, now = balance(a, theta), balance(nu, b)
         return (a * past + nu * now, theta / past + b / now), r + (c @ s) * theta
 
-    return Online("uoro", cell, loss, lambda step: Rule(init, update), draws=True)
+    return Online("uoro", cell, loss, Rule(init, update), draws=True)
 
 
 def balance(a: Array, b: Array) -> Array:
