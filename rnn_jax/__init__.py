@@ -49,7 +49,7 @@ Many to many out of step (translation): the state of the encoder starts the deco
 (5, 4)
 """
 
-from rnn_jax import diagnostics, generate, gradients, initializers, losses
+from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers, losses
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
@@ -74,7 +74,9 @@ __all__ = [
     "NoisyState",
     "Plan",
     "ReadoutParams",
+    "attention",
     "bidirectional",
+    "crf",
     "diagnostics",
     "dropout",
     "embed",

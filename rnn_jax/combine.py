@@ -329,8 +329,9 @@ def _dtype(params: Params) -> Any:
 def _output(cell: Cell, params: Params, hidden_size: int | None) -> tuple[int, Any]:
     """Size and dtype of the output of a cell.
 
-    A cell does not say what input it takes, so every size that its params have is tried, without
-    computing anything; the cell itself refuses the wrong ones.
+    A cell does not say what input it takes, so every size that its params have is tried, and then
+    all that is left where something of another size is joined to the input, without computing
+    anything; the cell itself refuses the wrong ones.
     """
     if hidden_size is not None:
         return _checks.positive_int("hidden_size", hidden_size), _dtype(params)
@@ -339,6 +340,7 @@ def _output(cell: Cell, params: Params, hidden_size: int | None) -> tuple[int, A
         return cell.step(params, cell.init_state(params), cell.project(params, x))[1]
 
     sizes = sorted({size for leaf in jax.tree.leaves(params) for size in leaf.shape})
+    sizes += sorted({a - b for a in sizes for b in sizes if a > b}.difference(sizes))
     inputs = [jax.ShapeDtypeStruct((size,), _dtype(params)) for size in sizes]
     for x in [*inputs, jax.ShapeDtypeStruct((), jnp.int32)]:
         try:

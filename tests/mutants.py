@@ -1655,6 +1655,114 @@ PRODUCT: list[Row] = [
     ),
 ]
 
+ATTENTION: list[Row] = [
+    (
+        "the whole memory is looked at",
+        "jax.nn.softmax(scores, where=memory.mask)",
+        "jax.nn.softmax(scores)",
+        "test_attention.py::test_the_equations[dot]",
+    ),
+    (
+        "an empty memory filled with -inf",
+        "jax.nn.softmax(scores, where=memory.mask)",
+        "jax.nn.softmax(jnp.where(memory.mask, scores, -jnp.inf))",
+        "test_attention.py::test_a_memory_without_a_valid_place[general]",
+    ),
+    (
+        "padding of the memory not cleaned",
+        "values = jnp.where(mask[:, None], values, jnp.zeros_like(values))",
+        "values = values + 0",
+        "test_attention.py::test_what_stands_in_padding_changes_no_bit[dot]",
+    ),
+    (
+        "context of the keys",
+        "weights @ memory.values",
+        "weights @ memory.keys[:, : memory.values.shape[1]]",
+        "test_attention.py::test_the_equations[additive]",
+    ),
+    (
+        "context behind the output",
+        "jnp.concatenate([context, h])",
+        "jnp.concatenate([h, context])",
+        "test_attention.py::test_the_equations[general]",
+    ),
+    (
+        "the output is not fed back",
+        "y if input_feeding else state.output, weights)",
+        "state.output, weights)",
+        "test_attention.py::test_the_equations[general]",
+    ),
+    (
+        "the first layer looks",
+        'state[0] if hasattr(state, "_fields") else state[-1]',
+        "state[0]",
+        "test_attention.py::test_a_decoder_that_writes",
+    ),
+    (
+        "the given state is forgotten",
+        "inside = empty.cell if state is None else state",
+        "inside = empty.cell",
+        "test_attention.py::test_a_decoder_that_writes",
+    ),
+]
+
+CRF: list[Row] = [
+    (
+        "transitions turned over",
+        "paths = a[:, None] + chain.transitions",
+        "paths = a[:, None] + chain.transitions.T",
+        "test_crf.py::test_enumeration[all]",
+    ),
+    (
+        "no start score",
+        "join(paths, axis=0), chain.start)",
+        "join(paths, axis=0), 0 * chain.start)",
+        "test_crf.py::test_enumeration[all]",
+    ),
+    (
+        "no stop score of a tagging",
+        "jnp.where(begun, chain.stop[last], 0)",
+        "jnp.where(begun, 0 * chain.stop[last], 0)",
+        "test_crf.py::test_enumeration[padded]",
+    ),
+    (
+        "the first step is always a start",
+        "return (jnp.where(valid, new, a), begun | valid), origin",
+        "return (jnp.where(valid, new, a), begun | True), origin",
+        "test_crf.py::test_enumeration[holes]",
+    ),
+    (
+        "a masked step is the tag before",
+        "carry = jnp.where(valid, tag, before), begun | valid",
+        "carry = tag, begun | valid",
+        "test_crf.py::test_enumeration[holes]",
+    ),
+    (
+        "path through a masked step",
+        "jnp.where(valid & begun, jnp.argmax(paths",
+        "jnp.where(begun, jnp.argmax(paths",
+        "test_crf.py::test_enumeration[holes]",
+    ),
+    (
+        "sums in half precision",
+        "dtype = wide(jnp.promote_types",
+        "dtype = (lambda d: d)(jnp.promote_types",
+        "test_crf.py::test_dtypes[float16]",
+    ),
+    (
+        "forbidden by an infinite score",
+        "FORBIDDEN = -1e4",
+        "FORBIDDEN = -jnp.inf",
+        "test_crf.py::test_what_is_forbidden_has_no_probability_and_no_gradient[0]",
+    ),
+    (
+        "inside of another kind allowed",
+        'a != "O" and a[2:] == b[2:]',
+        'a != "O"',
+        "test_crf.py::test_bio",
+    ),
+]
+
 MUTANTS = [
     *table("elman", "rnn_jax/cells/elman.py", ELMAN),
     *table("lstm", "rnn_jax/cells/lstm.py", LSTM),
@@ -1665,6 +1773,8 @@ MUTANTS = [
     *table("unroll", "rnn_jax/unroll.py", UNROLL),
     *table("combine", "rnn_jax/combine.py", COMBINE),
     *table("noise", "rnn_jax/noise.py", NOISE),
+    *table("attention", "rnn_jax/attention.py", ATTENTION),
+    *table("crf", "rnn_jax/crf.py", CRF),
     *table("losses", "rnn_jax/losses.py", LOSSES),
     *table("generate", "rnn_jax/generate.py", GENERATE),
     *table("text", "rnn_jax/tasks/text.py", TEXT),

@@ -22,6 +22,8 @@ LAYERS = (
     "unroll",
     "combine",
     "noise",
+    "attention",
+    "crf",
     "gradients",
     "diagnostics",
     "generate",
