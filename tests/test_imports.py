@@ -20,6 +20,7 @@ LAYERS = (
     "_deferred",
     "_segments",
     "unroll",
+    "over_time",
     "combine",
     "noise",
     "attention",
