@@ -54,7 +54,10 @@ Many to many out of step (translation): the state of the encoder starts the deco
 (5, 4)
 """
 
-from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers, losses
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
@@ -86,6 +89,7 @@ __all__ = [
     "attention",
     "bidirectional",
     "both_ends",
+    "checkpoint",
     "crf",
     "diagnostics",
     "dropout",
@@ -104,6 +108,8 @@ __all__ = [
     "residual",
     "stack",
     "summary",
+    "tasks",
+    "train",
     "two_way",
     "unroll",
     "with_key",
@@ -111,3 +117,19 @@ __all__ = [
     "zoneout_mean",
 ]
 __all__ += _cells
+
+if TYPE_CHECKING:
+    from rnn_jax import checkpoint, losses, tasks, train
+
+# They import optax or orbax, which take a second: when they are first used.
+_LATER = ("checkpoint", "losses", "tasks", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"rnn_jax.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -65,7 +65,7 @@ def with_key(net: Net, key: Key) -> Net:
                 leaves[n] = jax.random.split(jax.random.fold_in(key, n), leaf.shape)
         return jax.tree.unflatten(tree, leaves)
 
-    if isinstance(plain, Cell):
+    if not hasattr(plain, "run"):
         return plain._replace(init_state=init_state)
 
     def run(params: Params, state: State | None, xs: Any, **options: Any) -> tuple[State, Any]:

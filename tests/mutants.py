@@ -810,6 +810,30 @@ GENERATE: list[Row] = [
         generate("half_precision_draws_from_all_that_top_p_allows"),
     ),
     (
+        "stop: text goes on",
+        "jnp.where(ended, -1, token)",
+        "token",
+        generate("nothing_follows_a_stop_token"),
+    ),
+    (
+        "stop: state goes on",
+        "jnp.where(ended, o, n)",
+        "n",
+        generate("nothing_follows_a_stop_token"),
+    ),
+    (
+        "stop: only the first of several",
+        "jnp.array(stop, jnp.int32)",
+        "jnp.array(stop[:1], jnp.int32)",
+        generate("nothing_follows_a_stop_token"),
+    ),
+    (
+        "stop: a stream goes on",
+        "if ends and int(token) in ends:",
+        "if False:",
+        generate("greedy_and_streams_stop"),
+    ),
+    (
         "one key for all steps",
         "keys = jax.random.split(key, _length(length))",
         "keys = jnp.broadcast_to(key, (_length(length),))",
