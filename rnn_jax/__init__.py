@@ -7,7 +7,8 @@ Conventions, the same everywhere:
 - State first: ``state, y = cell.step(...)``, ``state, ys = unroll(...)``, as in `jax.lax.scan`.
 - Row vectors: ``x @ w_x`` with w_x: [D, H]. Gates stand side by side: i, f, g, o in an LSTM, whose
   state is (h, c); r, z, n in a GRU, where h' = z * h + (1 - z) * n.
-- Noise lives in the state, and evaluation uses the plain cell with the same params.
+- Noise lives in the state, `with_key` gives each run its own, and evaluation uses the plain cell
+  with the same params.
 
 The four shapes of sequence problems:
 
@@ -17,14 +18,18 @@ The four shapes of sequence problems:
 >>> params = cell.init(jax.random.key(0))
 >>> xs = jax.random.normal(jax.random.key(1), (7, 2))
 
-Many to one (sentiment): the last output counts.
+Many to one (sentiment): the last output counts, of a padded sequence the last valid one. The
+output of a padded step is zero, so ``ys[-1]`` would be too; `mean_over_time`, `max_over_time` and,
+for nets that read both ways, `both_ends` take the mask as `last` does.
 
->>> state, ys = rnn_jax.unroll(cell, params, None, xs)
->>> print(ys[-1].shape)
-(2,)
+>>> mask = rnn_jax.length_mask(4, 7)
+>>> state, ys = rnn_jax.unroll(cell, params, None, xs, mask=mask)
+>>> print(rnn_jax.last(ys, mask).shape, ys[-1])
+(2,) [0. 0.]
 
 Many to many in step (tagging): every output counts.
 
+>>> state, ys = rnn_jax.unroll(cell, params, None, xs)
 >>> print(ys.shape)
 (7, 2)
 
@@ -49,21 +54,27 @@ Many to many out of step (translation): the state of the encoder starts the deco
 (5, 4)
 """
 
-from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers, losses
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
 from rnn_jax.combine import (
     EmbedParams,
     ReadoutParams,
+    TwoWay,
     bidirectional,
     embed,
     one_hot,
     readout,
     residual,
     stack,
+    two_way,
 )
-from rnn_jax.noise import NoisyState, dropout, zoneout, zoneout_mean
+from rnn_jax.noise import NoisyState, dropout, with_key, zoneout, zoneout_mean
+from rnn_jax.over_time import both_ends, last, max_over_time, mean_over_time
 from rnn_jax.summary import summary
 from rnn_jax.unroll import Explanation, Plan, explain, length_mask, unroll
 
@@ -74,8 +85,11 @@ __all__ = [
     "NoisyState",
     "Plan",
     "ReadoutParams",
+    "TwoWay",
     "attention",
     "bidirectional",
+    "both_ends",
+    "checkpoint",
     "crf",
     "diagnostics",
     "dropout",
@@ -84,15 +98,38 @@ __all__ = [
     "generate",
     "gradients",
     "initializers",
+    "last",
     "length_mask",
     "losses",
+    "max_over_time",
+    "mean_over_time",
     "one_hot",
     "readout",
     "residual",
     "stack",
     "summary",
+    "tasks",
+    "train",
+    "two_way",
     "unroll",
+    "with_key",
     "zoneout",
     "zoneout_mean",
 ]
 __all__ += _cells
+
+if TYPE_CHECKING:
+    from rnn_jax import checkpoint, losses, tasks, train
+
+# They import optax or orbax, which take a second: when they are first used.
+_LATER = ("checkpoint", "losses", "tasks", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"rnn_jax.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -59,12 +59,13 @@ def within(name: str, values: Any, end: int, mask: Any = None) -> None:
     """Raises for integers outside of 0 to end - 1, where they are known already and valid."""
     if isinstance(values, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
-    numbers = jnp.asarray(values)
-    numbers = numbers.astype(jnp.int32) if numbers.dtype.itemsize < 4 else numbers
-    bad = (numbers < 0) | (numbers >= end)
-    bad = bad if mask is None else bad & mask
-    if bad.any():
-        got = numbers[jnp.unravel_index(jnp.argmax(bad), bad.shape)]
+    with jax.ensure_compile_time_eval():  # known numbers stay known where something is traced
+        numbers = jnp.asarray(values)
+        numbers = numbers.astype(jnp.int32) if numbers.dtype.itemsize < 4 else numbers
+        bad = (numbers < 0) | (numbers >= end)
+        bad = bad if mask is None else bad & mask
+        got = numbers[jnp.unravel_index(jnp.argmax(bad), bad.shape)] if bad.any() else None
+    if got is not None:
         raise ValueError(f"{name}: got {got}, expected 0 to {end - 1}")
 
 

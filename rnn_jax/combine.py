@@ -1,7 +1,8 @@
 """Combinators: cells in, a cell out, so that everything else works on the result."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,36 @@ from rnn_jax._types import Array, Cell, Initializer, Key, Params, State, vary, v
 from rnn_jax.unroll import unroll
 
 
-def stack(cells: Sequence[Cell]) -> Cell:
+class TwoWay(NamedTuple):
+    """A net over whole sequences, made by `two_way`; it needs the future, so it is no `Cell`.
+
+    `stack`, `embed`, `one_hot` and `readout` take it as they take a cell.
+
+    Attributes:
+      init: ``(key) -> params``.
+      init_state: ``(params) -> state``.
+      run: ``(params, state, xs, *, mask=None, reset=None, **options) -> (state, ys)``, with the
+        arguments and the results of `rnn_jax.unroll`, but for `reverse`.
+    """
+
+    init: Callable[[Key], Params]
+    init_state: Callable[[Params], State]
+    run: Callable[..., tuple[State, Any]]
+
+
+Net = TypeVar("Net", Cell, TwoWay)
+
+
+def stack(cells: Sequence[Net]) -> Net:
     """A deep recurrent cell: the output of each layer is the input of the next.
 
     Args:
       cells: the layers, first to last; the input size of each is the output size of the one
-        before.
+        before. Layers of `two_way` too, with or without cells among them.
 
     Returns:
-      A `Cell`; params and state are tuples with one entry a layer, y is that of the last layer.
+      A `Cell`, or a `TwoWay` where a layer is one; params and state are tuples with one entry a
+      layer, y is that of the last layer.
 
     Raises:
       ValueError: no cells, or sizes that do not fit (when it is first run).
@@ -35,9 +57,12 @@ def stack(cells: Sequence[Cell]) -> Cell:
     References:
       Graves, Mohamed, Hinton. Speech recognition with deep recurrent neural networks. 2013.
     """
-    cells = tuple(cells)
     if not cells:
         raise ValueError("cells: got none, expected at least one layer")
+    return _stack(tuple(cells))
+
+
+def _stack(cells: tuple[Any, ...]) -> Any:
 
     def init(key: Key) -> tuple[Params, ...]:
         keys = jax.random.split(key, len(cells))
@@ -63,6 +88,19 @@ def stack(cells: Sequence[Cell]) -> Cell:
             states.append(new)
         return tuple(states), y
 
+    def run(
+        params: tuple[Params, ...], state: tuple[State, ...] | None, xs: Any, **options: Any
+    ) -> tuple[tuple[State, ...], Any]:
+        states = []
+        for layer, cell in enumerate(cells):
+            run_layer = cell.run if isinstance(cell, TwoWay) else partial(unroll, cell)
+            before = None if state is None else state[layer]
+            after, xs = run_layer(params[layer], before, xs, **options)
+            states.append(after)
+        return tuple(states), xs
+
+    if any(isinstance(cell, TwoWay) for cell in cells):
+        return TwoWay(init, init_state, run)
     return Cell(init, init_state, project, step)
 
 
@@ -75,18 +113,18 @@ class ReadoutParams(NamedTuple):
 
 
 def readout(
-    cell: Cell,
+    cell: Net,
     output_size: int,
     *,
     activation: Callable[[Array], Array] = jax.nn.identity,
     bias: bool = True,
     w_init: Initializer = initializers.glorot_uniform(),
     hidden_size: int | None = None,
-) -> Cell:
+) -> Net:
     """The output layer: y_t = g(h_t W_y + b_y), where h_t is the output of `cell`.
 
     Args:
-      cell: any cell whose output is one array [H].
+      cell: any cell, or `two_way` net, whose output is one array [H].
       output_size: O.
       activation: g, any function [O] -> [O]; the losses of `rnn_jax.losses` want logits, that is
         the identity.
@@ -95,7 +133,7 @@ def readout(
       hidden_size: H; needed only where it cannot be told from the cell.
 
     Returns:
-      A `Cell` with `ReadoutParams` and the state of `cell`; y: [O].
+      What `cell` is, with `ReadoutParams` and the state of `cell`; y: [O].
 
     Raises:
       ValueError: a size is not positive, or H cannot be told from the cell.
@@ -117,15 +155,37 @@ def readout(
         b_y = jnp.zeros(size, dtype) if bias else None
         return ReadoutParams(cell=params, w_y=w_init(k_y, (H, size), dtype), b_y=b_y)
 
+    def output(params: ReadoutParams, h: Array) -> Array:
+        y = h @ params.w_y
+        return activation(y if params.b_y is None else y + params.b_y)
+
+    def init_state(params: ReadoutParams) -> State:
+        return cell.init_state(params.cell)
+
+    if isinstance(cell, TwoWay):
+
+        def run(
+            params: ReadoutParams,
+            state: State,
+            xs: Any,
+            *,
+            mask: Array | None = None,
+            **options: Any,
+        ) -> tuple[State, Array]:
+            state, hs = cell.run(params.cell, state, xs, mask=mask, **options)
+            ys = jax.vmap(partial(output, params))(hs)
+            return state, ys if mask is None else jnp.where(mask[:, None], ys, jnp.zeros_like(ys))
+
+        return TwoWay(init, init_state, run)
+
     def project(params: ReadoutParams, x: Any) -> Any:
         return cell.project(params.cell, x)
 
     def step(params: ReadoutParams, state: State, z: Any) -> tuple[State, Array]:
         state, h = cell.step(params.cell, state, z)
-        y = h @ params.w_y
-        return state, activation(y if params.b_y is None else y + params.b_y)
+        return state, output(params, h)
 
-    return Cell(init, lambda params: cell.init_state(params.cell), project, step)
+    return Cell(init, init_state, project, step)
 
 
 class EmbedParams(NamedTuple):
@@ -135,17 +195,17 @@ class EmbedParams(NamedTuple):
     table: Array  # [V, D]
 
 
-def embed(cell: Cell, num_tokens: int, input_size: int) -> Cell:
+def embed(cell: Net, num_tokens: int, input_size: int) -> Net:
     """Lets a cell read tokens: x_t = table[token_t], a row of D learned numbers.
 
     Args:
-      cell: a cell of input size D.
+      cell: a cell, or a `two_way` net, of input size D.
       num_tokens: V; tokens are integers with 0 <= token < V. Any other one reads NaN, so that all
         outputs after it are NaN.
       input_size: D.
 
     Returns:
-      A `Cell` with `EmbedParams` and the state of `cell`; x: [] integer.
+      What `cell` is, with `EmbedParams` and the state of `cell`; x: [] integer.
 
     Raises:
       ValueError: a size is not positive.
@@ -170,26 +230,40 @@ def embed(cell: Cell, num_tokens: int, input_size: int) -> Cell:
         table = jax.random.normal(k_table, shape, _dtype(params))
         return EmbedParams(cell=params, table=table)
 
-    def project(params: EmbedParams, token: Array) -> Any:
+    def look_up(params: EmbedParams, token: Array) -> Array:
         token = _checks.token(token)
-        return cell.project(params.cell, _known(token, shape[0], params.table[token]))
+        return _known(token, shape[0], params.table[token])
+
+    def init_state(params: EmbedParams) -> State:
+        return cell.init_state(params.cell)
+
+    if isinstance(cell, TwoWay):
+
+        def run(params: EmbedParams, state: State, tokens: Array, **options: Any) -> Any:
+            xs = jax.vmap(partial(look_up, params))(tokens)
+            return cell.run(params.cell, state, xs, **options)
+
+        return TwoWay(init, init_state, run)
+
+    def project(params: EmbedParams, token: Array) -> Any:
+        return cell.project(params.cell, look_up(params, token))
 
     def step(params: EmbedParams, state: State, z: Any) -> tuple[State, Any]:
         return cell.step(params.cell, state, z)
 
-    return Cell(init, lambda params: cell.init_state(params.cell), project, step)
+    return Cell(init, init_state, project, step)
 
 
-def one_hot(cell: Cell, num_tokens: int) -> Cell:
+def one_hot(cell: Net, num_tokens: int) -> Net:
     """Lets a cell of input size V read tokens: x_t is 1 at token_t and 0 elsewhere.
 
     Args:
-      cell: a cell of input size V.
+      cell: a cell, or a `two_way` net, of input size V.
       num_tokens: V; tokens are integers with 0 <= token < V. Any other one reads NaN, so that all
         outputs after it are NaN.
 
     Returns:
-      A `Cell` with the params and the state of `cell`; x: [] integer.
+      What `cell` is, with its params and state; x: [] integer.
 
     Raises:
       ValueError: `num_tokens` is not positive.
@@ -205,10 +279,20 @@ def one_hot(cell: Cell, num_tokens: int) -> Cell:
     """
     V = _checks.positive_int("num_tokens", num_tokens)
 
-    def project(params: Params, token: Array) -> Any:
+    def encode(params: Params, token: Array) -> Array:
         token = _checks.token(token)
-        row = jax.nn.one_hot(token, V, dtype=_dtype(params))
-        return cell.project(params, _known(token, V, row))
+        return _known(token, V, jax.nn.one_hot(token, V, dtype=_dtype(params)))
+
+    if isinstance(cell, TwoWay):
+
+        def run(params: Params, state: State, tokens: Array, **options: Any) -> Any:
+            xs = jax.vmap(partial(encode, params))(tokens)
+            return cell.run(params, state, xs, **options)
+
+        return cell._replace(run=run)
+
+    def project(params: Params, token: Array) -> Any:
+        return cell.project(params, encode(params, token))
 
     return cell._replace(project=project)
 
@@ -267,7 +351,9 @@ def bidirectional(
 
     y_t = [forward output at t, backward output at t]
 
-    Not a cell, since it needs the future; the outputs are the input of the next layer.
+    Not a cell, since it needs the future; the outputs are the input of the next layer. `two_way`
+    is the same as a net with its own `init`, for `stack`, `embed`, `one_hot` and `readout`. Many to
+    one: `rnn_jax.both_ends`.
 
     Args:
       forward: cell that runs from the first step to the last.
@@ -311,6 +397,39 @@ def bidirectional(
     return (first, second), jnp.concatenate([ys, backward_ys], axis=-1)
 
 
+def two_way(forward: Cell, backward: Cell) -> TwoWay:
+    """A layer of `bidirectional` as a net, which `stack`, `embed`, `one_hot` and `readout` take.
+
+    Args:
+      forward: cell that runs from the first step to the last.
+      backward: cell that runs from the last step to the first.
+
+    Returns:
+      A `TwoWay`; params and state are pairs, ys: [T, H of forward + H of backward].
+
+    Example:
+      A tagger of tokens, two layers, each of which reads both ways:
+
+      >>> import rnn_jax
+      >>> lower = two_way(rnn_jax.gru(4, 3), rnn_jax.gru(4, 3))
+      >>> upper = two_way(rnn_jax.gru(6, 5), rnn_jax.gru(6, 5))
+      >>> tagger = readout(embed(stack([lower, upper]), 100, 4), 7)
+      >>> params = tagger.init(jax.random.key(0))
+      >>> state, ys = tagger.run(params, None, jnp.array([3, 1, 4, 1, 0]), mask=jnp.arange(5) < 4)
+      >>> print(ys.shape, bool((ys[4] == 0).all()))
+      (5, 7) True
+    """
+
+    def init(key: Key) -> tuple[Params, Params]:
+        k_forward, k_backward = jax.random.split(key)
+        return forward.init(k_forward), backward.init(k_backward)
+
+    def init_state(params: tuple[Params, Params]) -> tuple[State, State]:
+        return forward.init_state(params[0]), backward.init_state(params[1])
+
+    return TwoWay(init, init_state, partial(bidirectional, forward, backward))
+
+
 def _next_valid(reset: Array, mask: Array | None) -> Array:
     """For each step, the reset flag of the nearest later step that is valid."""
 
@@ -335,7 +454,7 @@ def _dtype(params: Params) -> Any:
     return floats[0] if floats else jnp.zeros(()).dtype
 
 
-def _output(cell: Cell, params: Params, hidden_size: int | None) -> tuple[int, Any]:
+def _output(cell: Cell | TwoWay, params: Params, hidden_size: int | None) -> tuple[int, Any]:
     """Size and dtype of the output of a cell.
 
     A cell does not say what input it takes, so every size that its params have is tried, and then
@@ -346,6 +465,8 @@ def _output(cell: Cell, params: Params, hidden_size: int | None) -> tuple[int, A
         return _checks.positive_int("hidden_size", hidden_size), _dtype(params)
 
     def output(params: Params, x: Array) -> Any:
+        if isinstance(cell, TwoWay):
+            return cell.run(params, None, x[None])[1][0]
         return cell.step(params, cell.init_state(params), cell.project(params, x))[1]
 
     sizes = sorted({size for leaf in jax.tree.leaves(params) for size in leaf.shape})

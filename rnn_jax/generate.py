@@ -1,7 +1,8 @@
 """Generation: what a cell predicts is sampled and fed back as its next input."""
 
 import functools
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ def sample(
     temperature: Any = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    stop: int | Sequence[int] = (),
 ) -> tuple[State, Array]:
     """Writes `length` tokens, each drawn from what the cell predicts after the one before.
 
@@ -35,13 +37,18 @@ def sample(
       token: [] int, the last token of the prompt.
       length: the number of tokens to write, at least 0.
       key: typed PRNG key.
-      temperature: [] float > 0, may be traced: below 1 safer, above 1 more varied. Its limit at
-        0 is `greedy`.
+      temperature: [] float > 0, may be traced. Below 1 is safer: the likely becomes likelier, the
+        text more correct and more alike; above 1 is bolder, with more variety and more mistakes.
+        Its limit at 0 is `greedy`.
       top_k, top_p: as in `filter_logits`.
+      stop: the token, or the tokens, that end the text. The one that is drawn is the last of the
+        text; one that is given as `token` ends nothing.
 
     Returns:
       ``(state, tokens)``: tokens [length] int32. Both go back in to continue:
-      ``sample(cell, params, state, tokens[-1], ...)``.
+      ``sample(cell, params, state, tokens[-1], ...)``. With `stop`, all after the end is -1, which
+      is no token: ``tokens >= 0`` is the mask, and ``(tokens >= 0).sum()`` the length; the state
+      is that of the end, and a text that goes on from the token -1 stays empty.
 
     Raises:
       ValueError: an option is out of range.
@@ -58,6 +65,9 @@ def sample(
       >>> state, tokens = sample(successor, (), None, 2, 6, jax.random.key(0))
       >>> print(tokens)
       [3 4 0 1 2 3]
+      >>> state, tokens = sample(successor, (), None, 2, 6, jax.random.key(0), stop=0)
+      >>> print(tokens, (tokens >= 0).sum())
+      [ 3  4  0 -1 -1 -1] 3
 
     References:
       Fan, Lewis, Dauphin. Hierarchical neural story generation. 2018 (top-k).
@@ -73,11 +83,17 @@ def sample(
         return jax.random.categorical(key, filter_logits(scaled, top_k=top_k, top_p=top_p))
 
     keys = jax.random.split(key, _length(length))
-    return _write(cell, params, state, token, keys, draw)
+    return _write(cell, params, state, token, keys, draw, _tokens(stop))
 
 
 def greedy(
-    cell: Cell, params: Params, state: State | None, token: Any, length: int
+    cell: Cell,
+    params: Params,
+    state: State | None,
+    token: Any,
+    length: int,
+    *,
+    stop: int | Sequence[int] = (),
 ) -> tuple[State, Array]:
     """Writes `length` tokens, each the most likely one after the one before.
 
@@ -95,7 +111,11 @@ def greedy(
       [2 2 2 2]
     """
     steps = jnp.zeros(_length(length))
-    return _write(cell, params, state, token, steps, lambda logits, _: jnp.argmax(logits))
+
+    def choose(logits: Array, _: Any) -> Array:
+        return jnp.argmax(logits)
+
+    return _write(cell, params, state, token, steps, choose, _tokens(stop))
 
 
 def stream(
@@ -108,15 +128,18 @@ def stream(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    stop: int | Sequence[int] = (),
 ) -> Iterator[Array]:
-    """Writes without end, one token at a time, for a reader who does not want to wait.
+    """Writes without end, or to a stop token, one token at a time, for who does not want to wait.
 
     The step is compiled once for each cell, so a short text begins as a longer one would. Take as
     many as you want: ``itertools.islice(stream(...), 100)``.
 
     Args:
       cell, params, state, token, key, top_k, top_p: as in `sample`.
-      temperature: float >= 0; 0 takes the most likely token each time, as `greedy` does.
+      temperature: float >= 0, as in `sample`; 0 takes the most likely token each time, as `greedy`
+        does.
+      stop: the token, or the tokens, that end the text; the last one that comes is one of them.
 
     Yields:
       [] int32, the next token.
@@ -141,10 +164,13 @@ def stream(
     warmth = jnp.float32(temperature)
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature: got {temperature}, expected a number of at least 0")
+    ends = _tokens(stop)
     while True:
         key, now = jax.random.split(key)
         state, token = write(params, state, token, now, warmth)
         yield token
+        if ends and int(token) in ends:
+            return
 
 
 @functools.lru_cache(maxsize=32)
@@ -205,6 +231,14 @@ def _length(length: int) -> int:
     return length if length == 0 else _checks.positive_int("length", length)
 
 
+def _tokens(stop: int | Sequence[int]) -> tuple[int, ...]:
+    several: Any = stop if isinstance(stop, Sequence) or hasattr(stop, "__len__") else (stop,)
+    try:
+        return tuple(operator.index(token) for token in several)
+    except TypeError:
+        raise TypeError(f"stop: got {stop!r}, expected a token or a sequence of tokens") from None
+
+
 def _write(
     cell: Cell,
     params: Params,
@@ -212,19 +246,34 @@ def _write(
     token: Any,
     inputs: Any,
     choose: Callable[[Array, Any], Array],
+    stop: tuple[int, ...],
 ) -> tuple[State, Array]:
     def step(carry: tuple[State, Array], x: Any) -> tuple[tuple[State, Array], Array]:
         state, token = carry
         state, logits = cell.step(params, state, cell.project(params, token))
-        _checks.within("token", given, logits.shape[-1])
+        if not stop:  # with stop tokens, -1 is an ended text
+            _checks.within("token", given, logits.shape[-1])
+        if not all(0 <= token < logits.shape[-1] for token in stop):
+            raise ValueError(f"stop: got {stop}, expected tokens from 0 to {logits.shape[-1] - 1}")
         if jnp.finfo(logits.dtype).bits < 32:  # too coarse to add up probabilities
             logits = logits.astype(jnp.float32)
         token = choose(logits, x).astype(jnp.int32)
         return (state, token), token
 
+    def step_or_rest(carry: Any, x: Any) -> Any:
+        old, token, ended = carry
+        (new, token), _ = step((old, jnp.where(ended, 0, token)), x)
+        state = jax.tree.map(lambda n, o: jnp.where(ended, o, n), new, old)
+        token = jnp.where(ended, -1, token)
+        return (state, token, ended | jnp.isin(token, jnp.array(stop, jnp.int32))), token
+
     given = token
     state, token = _start(cell, params, state, token)
     axes = varying_axes((params, state, token, inputs))
     params, state, token = vary((params, state, token), axes)
-    (state, _), tokens = jax.lax.scan(step, (state, token), inputs)
+    if not stop:
+        (state, _), tokens = jax.lax.scan(step, (state, token), inputs)
+        return state, tokens
+    start: Any = (state, token, token < 0)
+    (state, *_), tokens = jax.lax.scan(step_or_rest, start, inputs)
     return state, tokens

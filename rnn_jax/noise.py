@@ -1,13 +1,14 @@
 """Stochastic combinators: the randomness lives in the state, evaluation uses the plain cell.
 
 The key that a factory takes is put into the state that its `init_state` makes, and the params are
-those of the plain cell. A batch gets a key for each sequence, in one line:
+those of the plain cell. A net is built once; `with_key` gives each update and each sequence a key
+of its own:
 
-    jax.vmap(lambda key, xs: unroll(dropout(cell, 0.2, key), params, None, xs))(keys, batch)
+    jax.vmap(lambda key, xs: unroll(with_key(net, key), params, None, xs))(keys, batch)
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,57 @@ class NoisyState(NamedTuple):
     key: Key
 
 
+Net = TypeVar("Net", bound=tuple)
+
+
+def with_key(net: Net, key: Key) -> Net:
+    """The same net, whose initial state holds noise drawn from `key`.
+
+    Without it, every run that starts with ``state=None`` starts from the key that the net was
+    built with, and drops the same units. Give each update and each sequence of a batch a key.
+
+    Args:
+      net: a `Cell` or a `rnn_jax.TwoWay`, of any depth, that was built once; without noise in it,
+        nothing changes.
+      key: typed PRNG key, may be traced.
+
+    Returns:
+      `net` with another `init_state`: each PRNG key of its state, wherever it is, is drawn from
+      `key`, each another one. ``with_key(net, key).init_state(params)`` is the state itself.
+
+    Raises:
+      TypeError: `key` is not one typed PRNG key.
+
+    Example:
+      >>> import rnn_jax
+      >>> net = rnn_jax.dropout(rnn_jax.gru(2, 8), 0.5, jax.random.key(0))
+      >>> params, batch = net.init(jax.random.key(1)), jnp.ones((3, 4, 2))
+      >>> def run(key, xs):
+      ...     return rnn_jax.unroll(with_key(net, key), params, None, xs)[1]
+      >>> ys = jax.vmap(run)(jax.random.split(jax.random.key(2), 3), batch)
+      >>> print(bool(((ys[0] == 0) == (ys[1] == 0)).all()))
+      False
+    """
+    _checks.typed_key(key)
+    plain: Any = net
+
+    def init_state(params: Params) -> State:
+        leaves, tree = jax.tree.flatten(plain.init_state(params))
+        for n, leaf in enumerate(leaves):
+            if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+                leaves[n] = jax.random.split(jax.random.fold_in(key, n), leaf.shape)
+        return jax.tree.unflatten(tree, leaves)
+
+    if not hasattr(plain, "run"):
+        return plain._replace(init_state=init_state)
+
+    def run(params: Params, state: State | None, xs: Any, **options: Any) -> tuple[State, Any]:
+        start = init_state(params) if state is None else state
+        return plain.run(params, start, xs, **options)
+
+    return plain._replace(init_state=init_state, run=run)
+
+
 def dropout(cell: Cell, rate: float, key: Key, *, variational: bool = False) -> Cell:
     """Drops outputs of a cell: y_t * m_t / (1 - rate), each m zero with probability `rate`.
 
@@ -32,7 +84,8 @@ def dropout(cell: Cell, rate: float, key: Key, *, variational: bool = False) -> 
     Args:
       cell: any cell.
       rate: probability of dropping a unit, 0 <= rate < 1.
-      key: typed PRNG key that the initial state will hold.
+      key: typed PRNG key that the initial state will hold. Training draws anew by
+        `rnn_jax.with_key`, see the example.
       variational: one mask for the whole sequence instead of one for each step.
 
     Returns:
@@ -50,6 +103,18 @@ def dropout(cell: Cell, rate: float, key: Key, *, variational: bool = False) -> 
       >>> state, ys = rnn_jax.unroll(noisy, params, None, jnp.ones((3, 2)))
       >>> print(((ys == 0).mean(axis=1) > 0.2).all(), ((ys[0] == 0) == (ys[2] == 0)).all())
       True True
+
+      A loss for training: the net is built once, each update and each sequence has its own key,
+      and evaluation runs the plain cell with the same params:
+
+      >>> def loss(params, batch, key):
+      ...     def run(key, xs):
+      ...         return rnn_jax.unroll(rnn_jax.with_key(noisy, key), params, None, xs)[1]
+      ...     return jnp.mean(jax.vmap(run)(jax.random.split(key, len(batch)), batch) ** 2)
+      >>> batch = jnp.ones((4, 3, 2))
+      >>> first, second = (loss(params, batch, jax.random.key(n)) for n in range(2))
+      >>> print(first != second)
+      True
 
     References:
       Zaremba, Sutskever, Vinyals. Recurrent neural network regularization. 2014.

@@ -56,6 +56,10 @@ def noise(test: str) -> str:
     return f"test_noise.py::test_{test}"
 
 
+def over_time(test: str) -> str:
+    return f"test_over_time.py::test_{test}"
+
+
 def losses(test: str) -> str:
     return f"test_losses.py::test_{test}"
 
@@ -463,7 +467,7 @@ UNROLL: list[Row] = [
     ),
 ]
 
-AFFINE = "return state, activation(y if params.b_y is None else y + params.b_y)"
+AFFINE = "return activation(y if params.b_y is None else y + params.b_y)"
 
 COMBINE: list[Row] = [
     (
@@ -493,7 +497,7 @@ COMBINE: list[Row] = [
     (
         "readout: bias dropped",
         AFFINE,
-        "return state, activation(y)",
+        "return activation(y)",
         combine("readout_is_an_affine_map_and_an_activation"),
     ),
     (
@@ -531,6 +535,24 @@ COMBINE: list[Row] = [
         "return state, x + y",
         "return state, y",
         combine("residual_adds_the_input"),
+    ),
+    (
+        "stack of nets: upper layers start afresh",
+        "None if state is None else state[layer]",
+        "None",
+        over_time("a_net_of_two_ways_is_its_layers_by_hand"),
+    ),
+    (
+        "two_way: cells share a key",
+        "backward.init(k_backward)",
+        "backward.init(k_forward)",
+        over_time("layers_of_two_ways_are_drawn_apart"),
+    ),
+    (
+        "readout of a net: padding is not zero",
+        "ys if mask is None else jnp.where(mask[:, None], ys, jnp.zeros_like(ys))",
+        "ys",
+        over_time("a_net_of_two_ways_is_its_layers_by_hand"),
     ),
     (
         "bidirectional: both forward",
@@ -578,7 +600,52 @@ COMBINE: list[Row] = [
 
 FRESH = "following, now = (old.key, old.key) if variational else jax.random.split(old.key)"
 
+OVER_TIME: list[Row] = [
+    (
+        "last: the last step, padded or not",
+        "jnp.max(jnp.where(mask, jnp.arange(len(ys)), 0), initial=0)",
+        "len(ys) - 1",
+        over_time("only_valid_steps_count"),
+    ),
+    (
+        "both_ends: last valid step of both",
+        "last(ys[::-1, ..., size:], mask[::-1])",
+        "last(ys[..., size:], mask)",
+        over_time("only_valid_steps_count"),
+    ),
+    (
+        "mean_over_time: over padding too",
+        "jnp.maximum(mask.sum(), 1)",
+        "jnp.maximum(mask.size, 1)",
+        over_time("only_valid_steps_count"),
+    ),
+    (
+        "mean_over_time: adds up in half precision",
+        ".astype(wide(ys.dtype))",
+        "",
+        over_time("the_mean_of_half_precision_does_not_overflow"),
+    ),
+    (
+        "max_over_time: padding counts as zero",
+        "jnp.full_like(ys, -jnp.inf)",
+        "jnp.zeros_like(ys)",
+        over_time("only_valid_steps_count"),
+    ),
+]
+
 NOISE: list[Row] = [
+    (
+        "with_key: all noise from one key",
+        "jax.random.fold_in(key, n)",
+        "key",
+        noise("with_key_gives_each_update_and_each_sequence_its_own_mask"),
+    ),
+    (
+        "with_key: key ignored",
+        "leaves[n] = jax.random.split",
+        "_ = jax.random.split",
+        noise("with_key_gives_each_update_and_each_sequence_its_own_mask"),
+    ),
     ("dropout: not scaled", "leaf / keep", "leaf", noise("dropout_drops_or_scales")),
     (
         "dropout: drops what it should keep",
@@ -771,6 +838,30 @@ GENERATE: list[Row] = [
         "if jnp.finfo(logits.dtype).bits < 32:",
         "if False:",
         generate("half_precision_draws_from_all_that_top_p_allows"),
+    ),
+    (
+        "stop: text goes on",
+        "jnp.where(ended, -1, token)",
+        "token",
+        generate("nothing_follows_a_stop_token"),
+    ),
+    (
+        "stop: state goes on",
+        "jnp.where(ended, o, n)",
+        "n",
+        generate("nothing_follows_a_stop_token"),
+    ),
+    (
+        "stop: only the first of several",
+        "jnp.array(stop, jnp.int32)",
+        "jnp.array(stop[:1], jnp.int32)",
+        generate("nothing_follows_a_stop_token"),
+    ),
+    (
+        "stop: a stream goes on",
+        "if ends and int(token) in ends:",
+        "if False:",
+        generate("greedy_and_streams_stop"),
     ),
     (
         "one key for all steps",
@@ -1802,6 +1893,7 @@ MUTANTS = [
     *table("initializers", "rnn_jax/initializers.py", INITIALIZERS),
     *table("unroll", "rnn_jax/unroll.py", UNROLL),
     *table("combine", "rnn_jax/combine.py", COMBINE),
+    *table("over_time", "rnn_jax/over_time.py", OVER_TIME),
     *table("noise", "rnn_jax/noise.py", NOISE),
     *table("attention", "rnn_jax/attention.py", ATTENTION),
     *table("crf", "rnn_jax/crf.py", CRF),

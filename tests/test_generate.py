@@ -259,3 +259,65 @@ def test_a_stream_draws_anew_at_each_token():
     assert draw(12, 4, top_k=1) == greedy
     with pytest.raises(ValueError, match="temperature: got -1"):
         draw(1, 0, temperature=-1)
+
+
+def written(rows):
+    """The tokens of each row, after which there is nothing."""
+    ends = [int((row >= 0).sum()) for row in rows]
+    for row, end in zip(rows, ends, strict=True):
+        assert (row[:end] >= 0).all()
+        assert (row[end:] == -1).all()
+    return [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
+
+
+@pytest.mark.parametrize("stop", [2, (2,), [5, 2]])
+def test_nothing_follows_a_stop_token(stop):
+    """The text is that without `stop`, cut after the first; in a batch, under jit, and streamed."""
+    cell, params = make(scale=0.5)
+    keys, start = jax.random.split(jax.random.key(0), 63), jnp.arange(63, dtype=jnp.int32) % V
+    ends = np.ravel(stop)
+
+    def one(token, key, stop=()):
+        return generate.sample(cell, params, None, token, 12, key, temperature=1.2, stop=stop)
+
+    _, whole = jax.vmap(one)(start, keys)
+    states, batch = jax.jit(jax.vmap(lambda token, key: one(token, key, stop)))(start, keys)
+    cut = [
+        row[: next((t + 1 for t, token in enumerate(row) if token in ends), 12)]
+        for row in whole.tolist()
+    ]
+    assert written(np.asarray(batch)) == cut
+    assert len({len(row) for row in cut}) > 4
+    assert max(map(len, cut)) == 12 > min(map(len, cut)) == 1
+    for b in range(6):  # the state has read all but the last token
+        tokens = [int(start[b]), *cut[b][:-1]]
+        expected, _ = rnn_jax.unroll(cell, params, None, jnp.array(tokens, jnp.int32))
+        np.testing.assert_allclose(states[b], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_greedy_and_streams_stop():
+    cell, params = make()
+    whole = generate.greedy(cell, params, None, 4, 9)[1].tolist()
+    stop = whole[3]
+    end = whole.index(stop) + 1
+    tokens = generate.greedy(cell, params, None, 4, 9, stop=stop)[1]
+    assert written(np.asarray(tokens)[None]) == [whole[:end]]
+    streamed = generate.stream(cell, params, None, 4, jax.random.key(0), temperature=0, stop=stop)
+    assert [int(token) for token in streamed] == whole[:end]
+
+
+def test_an_ended_text_stays_empty_and_a_prompt_ends_nothing():
+    cell, params = make()
+    state, tokens = generate.greedy(cell, params, jnp.ones(5), -1, 4, stop=0)
+    assert tokens.tolist() == [-1] * 4
+    np.testing.assert_array_equal(state, jnp.ones(5))
+    first = generate.greedy(cell, params, None, 3, 1)[1][0]
+    assert generate.greedy(cell, params, None, 3, 2, stop=3)[1][0] == first
+
+
+def test_stop_tokens_are_checked():
+    cell, params = make()
+    with pytest.raises(ValueError, match=r"stop: got \(7,\), expected tokens from 0 to 6"):
+        generate.greedy(cell, params, None, 0, 3, stop=V)
+    with pytest.raises(TypeError, match="stop: got 'a'"):
+        generate.greedy(cell, params, None, 0, 3, stop="a")

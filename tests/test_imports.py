@@ -1,6 +1,7 @@
 """What may import what: strictly downward, cells unknown above cells/, few third parties."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ LAYERS = (
     "_segments",
     "_sequence",
     "unroll",
+    "over_time",
     "combine",
     "noise",
     "attention",
@@ -205,3 +207,23 @@ def test_a_broken_rule_is_found(path: str, source: str, wrong: str) -> None:
 )
 def test_what_is_allowed_is_not_found(path: str, source: str) -> None:
     assert violations(path, source) == []
+
+
+LATER = """
+import sys
+import rnn_jax
+assert not {"optax", "orbax"} & {name.split(".")[0] for name in sys.modules}
+assert {"checkpoint", "losses", "tasks", "train", "unroll"} <= set(dir(rnn_jax))
+assert not hasattr(rnn_jax, "nothing")
+rnn_jax.losses.squared_error, rnn_jax.tasks.text.Vocabulary, rnn_jax.train.fit
+assert "optax" in sys.modules
+assert "orbax" not in sys.modules
+rnn_jax.checkpoint.Checkpoints
+assert "orbax" in sys.modules
+"""
+
+
+def test_optax_and_orbax_come_when_they_are_used() -> None:
+    """In a process of its own: in this one they are there already."""
+    done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

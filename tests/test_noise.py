@@ -148,3 +148,73 @@ def test_zoneout_wants_an_output_that_is_state(params: Any, xs: jax.Array) -> No
     wrong = rnn.zoneout(rnn.dropout(CELL, 0.1, key(0)), 0.1, key(1))
     with pytest.raises(ValueError, match="Apply zoneout first"):
         rnn.unroll(wrong, params, None, xs)
+
+
+def masks_of(run: Any, *args: Any) -> np.ndarray:
+    return np.asarray(run(*args)) == 0
+
+
+def test_with_key_gives_each_update_and_each_sequence_its_own_mask() -> None:
+    """A net that was built once, in a batch, under jit; the params are those of the plain net."""
+    cell = rnn.elman(2, H)
+    net = rnn.stack([rnn.dropout(cell, 0.5, key(1)), rnn.dropout(rnn.elman(H, H), 0.5, key(1))])
+    params = net.init(key(0))
+    batch = jnp.ones((3, 4, 2))
+
+    @jax.jit
+    def run(key: jax.Array) -> jax.Array:
+        def one(key: jax.Array, xs: jax.Array) -> jax.Array:
+            return rnn.unroll(rnn.with_key(net, key), params, None, xs)[1]
+
+        return jax.vmap(one)(jax.random.split(key, 3), batch)
+
+    first, again, second = (masks_of(run, key(seed)) for seed in (2, 2, 3))
+    np.testing.assert_array_equal(first, again)
+    rows = np.concatenate([first, second]).reshape(-1, H)
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    below, above = rnn.with_key(net, key(5)).init_state(params)
+    assert bool(jax.random.key_data(below.key).tolist() != jax.random.key_data(above.key).tolist())
+
+
+def test_with_key_leaves_all_but_the_noise_alone(params: Any) -> None:
+    plain = rnn.with_key(CELL, key(3)).init_state(params)
+    jax.tree.map(np.testing.assert_array_equal, plain, CELL.init_state(params))
+    batch = rnn.dropout(CELL, 0.5, key(1))
+    many = batch._replace(
+        init_state=lambda p: batch.init_state(p)._replace(key=jax.random.split(key(1), 4))
+    )
+    keys = rnn.with_key(many, key(3)).init_state(params).key
+    assert keys.shape == (4,)
+    assert len({tuple(k) for k in jax.random.key_data(keys).tolist()}) == 4
+    with pytest.raises(TypeError, match="typed PRNG key"):
+        rnn.with_key(CELL, jax.random.PRNGKey(0))
+
+
+def test_with_key_serves_nets_that_read_both_ways() -> None:
+    net = rnn.two_way(rnn.dropout(rnn.gru(2, H), 0.5, key(1)), rnn.gru(2, H))
+    params = net.init(key(0))
+    one, two = (
+        masks_of(lambda k: rnn.with_key(net, k).run(params, None, jnp.ones((3, 2)))[1], key(seed))
+        for seed in (2, 3)
+    )
+    assert bool((one[:, :H] != two[:, :H]).any())
+    assert not one[:, H:].any()
+
+
+def test_a_readout_learns_from_every_unit() -> None:
+    """The key of an update reaches the mask: in 50 updates no unit is left out."""
+    net = rnn.readout(rnn.dropout(rnn.lstm(3, 64), 0.5, key(1)), 1)
+    params = net.init(key(0))
+
+    @jax.jit
+    def seen(key: jax.Array) -> jax.Array:
+        def loss(params: Any) -> jax.Array:
+            def one(key: jax.Array, xs: jax.Array) -> jax.Array:
+                return rnn.unroll(rnn.with_key(net, key), params, None, xs)[1][-1]
+
+            xs = jax.random.normal(key, (4, 1, 3))
+            return (jax.vmap(one)(jax.random.split(key, 4), xs) ** 2).sum()
+
+        return (jax.grad(loss)(params).w_y != 0).any(axis=1)
+
+    assert int(sum(seen(key(i)) for i in range(50)).astype(bool).sum()) == 64

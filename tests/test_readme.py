@@ -1,4 +1,4 @@
-"""README.md is run: its examples, and what its command lines name."""
+"""README.md and the page on speed are run: their examples, and what its command lines name."""
 
 import importlib.util
 import re
@@ -32,21 +32,29 @@ def unknown(line: str, extras: set[str]) -> list[str]:
     return missing + [e for e in wanted if e not in extras]
 
 
-PYTHON, COMMANDS = blocks(README, "python"), command_lines(README)
+PAGES = {
+    page: (ROOT / page).read_text("utf-8") for page in ("README.md", "experiments/bench/SPEED.md")
+}
+PYTHON = [(page, *block) for page, text in PAGES.items() for block in blocks(text, "python")]
+COMMANDS = command_lines(README)
 
 
-@pytest.mark.parametrize(("line", "code"), PYTHON, ids=[f"line{line}" for line, _ in PYTHON])
+@pytest.mark.parametrize(
+    ("page", "line", "code"),
+    PYTHON,
+    ids=[f"{Path(page).stem}-line{line}" for page, line, _ in PYTHON],
+)
 def test_python_blocks_run(
-    line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    padded = "\n" * (line - 1) + code  # so that a traceback names the line of README.md
-    exec(compile(padded, str(ROOT / "README.md"), "exec"), {"__name__": "__main__"})
+    padded = "\n" * (line - 1) + code  # so that a traceback names the line of the page
+    exec(compile(padded, str(ROOT / page), "exec"), {"__name__": "__main__"})
 
 
 def test_the_first_example_is_short() -> None:
     assert PYTHON
-    assert len(PYTHON[0][1].splitlines()) <= 25
+    assert len(PYTHON[0][2].splitlines()) <= 25
 
 
 def test_the_commands_name_what_exists() -> None:
