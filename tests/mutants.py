@@ -1428,8 +1428,8 @@ TRUNCATED: list[Row] = [
     ),
     (
         "the state is not carried to the next window",
-        "return (following, total + value,",
-        "return (old, total + value,",
+        "return (following, added(sums, (value, grad)))",
+        "return (old, added(sums, (value, grad)))",
         gradients("each_loss_reaches_back_as_far_as_it_should[2-3]"),
     ),
 ]

@@ -415,12 +415,6 @@ DEER = [
         converged("what_overflows_is_not_called_a_solution"),
     ),
     (
-        "only the last change counts, not the equations",
-        "jnp.maximum(_relative(moved - h, moved), _relative(new - h, h))",
-        "_relative(moved - h, moved)",
-        converged("a_large_tolerance_does_not_make_a_guess_a_solution"),
-    ),
-    (
         "the way back is not checked",
         "found.converged & solved",
         "found.converged",
