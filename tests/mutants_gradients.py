@@ -287,6 +287,12 @@ FORWARD = [
 ]
 PRODUCTS = [
     (
+        "the operands counted for the state",
+        "len(jax.tree.leaves(shape[0]))",
+        "len(jax.tree.leaves(shape[1]))",
+        sparse("which_products_are_recurrent[gru]"),
+    ),
+    (
         "the input of the next layer held for recurrent",
         "old.update(v for v in eqn.outvars if v not in new)",
         "old.update(eqn.outvars)",

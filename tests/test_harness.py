@@ -314,16 +314,16 @@ def test_a_full_disk_is_told():
     """In a process of its own: what writes there leaves threads and open files behind."""
     Path("small").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", "small"]
-    if subprocess.run(mount, capture_output=True).returncode:
+    if subprocess.run(mount, capture_output=True, timeout=60).returncode:
         pytest.skip("no disk can be mounted here")
     code = "import toy; raise SystemExit(toy.APPLICATION.main())"
     options = ["--quick", "--steps", "3000", "--evaluations", "300", "--run", "small/r"]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     try:
         command = [sys.executable, "-c", code, *options]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     finally:
-        subprocess.run(["umount", "-l", "small"])
+        subprocess.run(["umount", "-l", "small"], timeout=60)
     assert done.returncode == 1
     error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "small/r" in error
@@ -465,7 +465,7 @@ def test_a_closed_pipe_ends_no_training():
     code = "import toy; raise SystemExit(toy.APPLICATION.main())"
     command = f"{sys.executable} -c '{code}' --quick --evaluations 30 --run r | head -1"
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("200 rows")
     assert "error" not in done.stderr
     assert Path("r/numbers.json").exists()

@@ -14,7 +14,7 @@ from test_gradients import loss, problem
 
 import rnn_jax as rnn
 from rnn_jax import gradients
-from rnn_jax.gradients import _sparse
+from rnn_jax.gradients import _products, _sparse
 from rnn_jax.gradients._step import Step
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -328,3 +328,14 @@ def test_elementwise_traces_are_as_small_as_the_params() -> None:
     P = sum(a.size for a in jax.tree.leaves(params))
     assert carry.trace.shape == (2, P)
     assert set(DIAGONAL) == {"lru", "eye_lstm", "user"}
+
+
+RECURRENT = {"elman": [1], "lstm": [1], "gru": [2, 3], "stack": [1, 4, 5, 7], "embed": [2]}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_which_products_are_recurrent(name: str) -> None:
+    """In the order in which a step makes them: those of the input come first, layer by layer."""
+    cell, params, xs, _ = problem(name)
+    step = Step(cell, loss, params, cell.init_state(params), xs[0], None)
+    assert _products.recurrent(step, _products.probe(step)) == RECURRENT[name]

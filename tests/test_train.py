@@ -180,6 +180,7 @@ def test_no_bit_depends_on_the_chunks() -> None:
         | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
