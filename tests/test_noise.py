@@ -217,4 +217,4 @@ def test_a_readout_learns_from_every_unit() -> None:
 
         return (jax.grad(loss)(params).w_y != 0).any(axis=1)
 
-    assert int(sum(seen(key(i)) for i in range(50)).astype(bool).sum()) == 64
+    assert jnp.stack([seen(key(i)) for i in range(50)]).any(axis=0).all()
