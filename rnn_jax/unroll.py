@@ -186,7 +186,7 @@ def _prepare(
     _sequence.check_params(cell, params)
     axes = varying_axes((params, state, xs, mask, reset))
     params, state, xs = vary((params, state, xs), axes)
-    initial = _sequence.initial(cell, params)
+    initial = vary(_sequence.initial(cell, params), axes)
     if state is None:
         state = initial
     else:

@@ -28,6 +28,10 @@ def table(subject: str, path: str, rows: list[Row]) -> list[Mutant]:
     ]
 
 
+def sequence(test: str) -> str:
+    return f"test_sequence.py::test_{test}"
+
+
 def loop(case: str) -> str:
     return f"test_cells.py::test_equals_numpy_loop[{case}]"
 
@@ -376,8 +380,8 @@ UNROLL: list[Row] = [
     ),
     (
         "masked input not guarded",
-        "    if mask is not None:  # guard",
-        "    if False:  # guard",
+        "    xs = _sequence.padded(xs, mask)\n",
+        "",
         law("padding_never_matters[forward-elman]"),
     ),
     (
@@ -443,8 +447,8 @@ UNROLL: list[Row] = [
     ),
     (
         "reset to the given state",
-        "    if mask is not None:  # guard",
-        "    initial = state\n    if mask is not None:  # guard",
+        "    xs = _sequence.padded(xs, mask)",
+        "    initial = state\n    xs = _sequence.padded(xs, mask)",
         law("nan_does_not_get_past_a_reset[elman]"),
     ),
     (
@@ -816,8 +820,8 @@ GENERATE: list[Row] = [
     ),
     (
         "given state ignored",
-        "state = cell.init_state(params) if state is None else state\n    (state",
-        "state = cell.init_state(params)\n    (state",
+        "given = _sequence.initial(cell, params) if state is None else",
+        "given = _sequence.initial(cell, params) if True else",
         generate("the_state_matters"),
     ),
     ("top-k keeps one too many", "rank < _checks", "rank <= _checks", generate("filter_edges")),
@@ -1626,9 +1630,15 @@ DEFERRED: list[Row] = [
     ),
     (
         "a token taken for a vector",
-        "                move = d[x]",
-        "                move = product(x, d)",
+        "                move = d.at[x].get",
+        "                move = product(x, d).at[...].get",
         deferred("values_and_gradients[embed]"),
+    ),
+    (
+        "the gradient of a token that is not there lost",
+        'move = d.at[x].get(mode="clip")',
+        "move = d[x]",
+        sequence("a_token_outside_of_the_vocabulary_is_seen[embed-13]"),
     ),
     (
         "traced values not seen",
@@ -1827,6 +1837,44 @@ ATTENTION: list[Row] = [
     ),
 ]
 
+SEQUENCE: list[Row] = [
+    (
+        "padding is zero",
+        "jax.lax.stop_gradient(harmless(a[source], some))",
+        "jnp.zeros_like(a)",
+        sequence("padding_is_not_read_where_the_cell_is_singular[bptt-behind-0.0]"),
+    ),
+    (
+        "padding in front is what stands there",
+        "jnp.argmax(mask).astype(jnp.int32), before)",
+        "0, before)",
+        sequence("padding_is_not_read_where_the_cell_is_singular[bptt-before-nan]"),
+    ),
+    (
+        "infinite padding without a valid step",
+        "jnp.where(valid | jnp.isfinite(a), a, jnp.full_like(a, 0.5))",
+        "a",
+        sequence("a_sequence_without_a_valid_step_has_no_gradient"),
+    ),
+    (
+        "plain numbers stay plain",
+        "state = jax.tree.map(jnp.asarray, cell.init_state(params))",
+        "state = cell.init_state(params)",
+        sequence("a_state_of_plain_numbers[int]"),
+    ),
+    (
+        "init always traced",
+        "    except Exception:  # whatever",
+        "    except ZeroDivisionError:  # whatever",
+        sequence("a_cell_whose_init_cannot_be_traced_runs[None]"),
+    ),
+    (
+        "the start does not vary over devices",
+        "    return vary(state, varying_axes(params))",
+        "    return state",
+        sequence("every_algorithm_runs_inside_shard_map[rtrl]"),
+    ),
+]
 CRF: list[Row] = [
     (
         "transitions turned over",
@@ -1896,6 +1944,7 @@ MUTANTS = [
     *table("over_time", "rnn_jax/over_time.py", OVER_TIME),
     *table("noise", "rnn_jax/noise.py", NOISE),
     *table("attention", "rnn_jax/attention.py", ATTENTION),
+    *table("sequence", "rnn_jax/_sequence.py", SEQUENCE),
     *table("crf", "rnn_jax/crf.py", CRF),
     *table("losses", "rnn_jax/losses.py", LOSSES),
     *table("generate", "rnn_jax/generate.py", GENERATE),
