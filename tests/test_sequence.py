@@ -213,6 +213,20 @@ def test_a_token_outside_of_the_vocabulary_is_seen(kind: str, token: int) -> Non
         assert rows[0].tolist() == rows[1].tolist() == [1, 2]
 
 
+def test_the_row_that_is_read_has_the_gradient() -> None:
+    """In a cell that indexes a table by itself, JAX reads the last row for a token beyond it."""
+
+    def step(table: Any, h: Any, z: Any) -> Any:
+        return h + z, h + z
+
+    cell = rnn.Cell(lambda key: jnp.ones((4, 2)), lambda p: jnp.zeros(2), lambda t, x: t[x], step)
+    xs = jnp.array([1, 7])
+    loss = lambda table, plan: rnn.unroll(cell, table, None, xs, plan=plan)[0].sum()  # noqa: E731
+    for plan in (rnn.Plan(), rnn.Plan(defer=False)):
+        grads = jax.grad(loss)(jnp.ones((4, 2)), plan)
+        np.testing.assert_array_equal(grads.sum(axis=1), [0, 2, 0, 2])
+
+
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
 def test_tokens_in_a_small_type(dtype: Any) -> None:
     cell = rnn.embed(rnn.gru(4, 5), 1000, 4)
