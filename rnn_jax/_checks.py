@@ -96,6 +96,21 @@ def same_shapes(name: str, got: Any, expected: Any, hint: str, *, dtypes: bool =
             raise TypeError(f"{where}: got dtype {leaf.dtype}, expected {want.dtype}. {hint}")
 
 
+def stepped(result: Any, old: Any) -> tuple[Any, Any]:
+    """Returns what the step of a cell gave, or says how a user's own cell breaks the contract."""
+    if not isinstance(result, tuple) or hasattr(result, "_fields") or len(result) != 2:
+        size = f" of {len(result)}" if isinstance(result, tuple) else ""
+        raise TypeError(
+            f"cell.step: got a {type(result).__name__}{size}, expected a pair: (state, y), the new "
+            "state first"
+        )
+    state, y = result
+    state = jax.tree.map(lambda a: a if hasattr(a, "dtype") else jnp.asarray(a), state)
+    hint = "The step of a cell returns a state like the one that init_state makes."
+    same_shapes("cell.step: state", state, old, hint, dtypes=True)
+    return state, y
+
+
 def time_steps(xs: Any) -> int:
     """Returns T, the length of the leading axis that all leaves of `xs` share."""
     leaves = jax.tree_util.tree_leaves_with_path(xs)

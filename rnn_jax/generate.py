@@ -250,7 +250,8 @@ def _write(
 ) -> tuple[State, Array]:
     def step(carry: tuple[State, Array], x: Any) -> tuple[tuple[State, Array], Array]:
         state, token = carry
-        state, logits = cell.step(params, state, cell.project(params, token))
+        result = cell.step(params, state, cell.project(params, token))
+        state, logits = _checks.stepped(result, state)
         if not stop:  # with stop tokens, -1 is an ended text
             _checks.within("token", given, logits.shape[-1])
         if not all(0 <= token < logits.shape[-1] for token in stop):

@@ -93,11 +93,8 @@ def unroll(
     def run(state: State, inputs: Any) -> tuple[State, Any]:
         return _run(loop, state, inputs, reverse)
 
-    if budget is not None:
-        if segment is not None:
-            raise ValueError("segment, budget: got both, expected one of them")
-        segment = _segments.within(budget, run, loop.state, loop.inputs, loop.steps)
-    if segment is None or _checks.positive_int("segment", segment) >= loop.steps:
+    segment = _segment(loop, segment, budget, reverse)
+    if segment is None:
         return run(loop.state, loop.inputs)
     return _segments.scan(run, loop.state, loop.inputs, loop.steps, segment, reverse)
 
@@ -108,9 +105,11 @@ class Explanation(NamedTuple):
     project: str  # "before" or "inside" the loop
     deferred: tuple[str, ...]  # params whose gradient is made after the backward loop
     in_loop: dict[str, str]  # params whose gradient is made step by step, and why
+    segment: int | None = None  # steps that the backward pass runs again at a time; None: it keeps
 
     def __str__(self) -> str:
         lines = [f"projection: {self.project} the loop"]
+        lines += [f"backward: segments of {self.segment} steps"] if self.segment else []
         lines += [f"params{path}: gradient deferred" for path in self.deferred]
         lines += [
             f"params{path}: gradient in the loop ({why})" for path, why in self.in_loop.items()
@@ -126,6 +125,9 @@ def explain(
     *,
     mask: Array | None = None,
     reset: Array | None = None,
+    reverse: bool = False,
+    segment: int | None = None,
+    budget: int | None = None,
     plan: Plan = Plan(),  # noqa: B008
 ) -> Explanation:
     """Says how `unroll` would run with these arguments, without running it.
@@ -140,17 +142,18 @@ def explain(
       params.w_x: gradient deferred
       params.w_h: gradient deferred
       params.b: gradient deferred
-      params.gain: gradient in the loop (not only in x @ w, x + b and w[token]: TypeError)
+      params.gain: gradient in the loop (it is used otherwise than in x @ w, x + b and w[token])
     """
     loop = _prepare(cell, params, state, xs, mask, reset, plan)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     project = "inside" if loop.inside else "before"
+    segment = _segment(loop, segment, budget, reverse)
     if why := _plain(plan):
-        return Explanation(project, (), dict.fromkeys(paths, why))
+        return Explanation(project, (), dict.fromkeys(paths, why), segment)
     x = _one_step(jax.eval_shape(loop.project, loop.inputs))
     found = _deferred.probe(loop.body, loop.params, loop.initial, loop.state, x)
     in_loop = {paths[i]: why for i, why in found.reasons.items()}
-    return Explanation(project, tuple(paths[i] for i in found.leaves), in_loop)
+    return Explanation(project, tuple(paths[i] for i in found.leaves), in_loop, segment)
 
 
 class _Loop(NamedTuple):
@@ -214,7 +217,7 @@ def _prepare(
         z, valid, restart = inputs
         z = cell.project(params, z) if inside else z
         state = old if restart is None else restarted(restart, initial, old)
-        new, y = cell.step(params, state, z)
+        new, y = _checks.stepped(cell.step(params, state, z), state)
         if valid is None:
             return new, y
         return (
@@ -223,6 +226,21 @@ def _prepare(
         )
 
     return _Loop(params, initial, state, (xs, mask, reset), steps, project, body, inside, plan)
+
+
+def _segment(loop: _Loop, segment: int | None, budget: int | None, reverse: bool) -> int | None:
+    """Steps in a segment; None where the whole sequence is one."""
+    if budget is not None:
+        if segment is not None:
+            raise ValueError("segment, budget: got both, expected one of them")
+
+        def run(state: State, inputs: Any) -> tuple[State, Any]:
+            return _run(loop, state, inputs, reverse)
+
+        segment = _segments.within(budget, run, loop.state, loop.inputs, loop.steps)
+    if segment is None or _checks.positive_int("segment", segment) >= loop.steps:
+        return None
+    return segment
 
 
 def _run(loop: _Loop, state: State, inputs: Any, reverse: bool) -> tuple[State, Any]:

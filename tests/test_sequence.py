@@ -275,3 +275,41 @@ def test_nothing_makes_a_nan_where_there_is_none(name: str) -> None:
     with jax.debug_nans(True):
         (total, _), _ = algorithm(params, None, jnp.ones((3, 3)), jnp.zeros((3, 4)), mask=mask)
     assert np.isfinite(total)
+
+
+BROKEN = {
+    "one value": (lambda h, z: h + z, "got a .*, expected a pair"),
+    "three values": (lambda h, z: (h, z, z), "got a tuple of 3, expected a pair"),
+    "a state alone": (lambda h, z: rnn.LSTMState(h, z), "got a LSTMState of 2, expected a pair"),
+    "another shape": (lambda h, z: (jnp.concatenate([h, z]), z), "cell.step: state: got shape"),
+    "another type": (lambda h, z: (h.astype(jnp.bfloat16), z), "cell.step: state: got dtype"),
+    "another structure": (lambda h, z: ((h, h), z), "cell.step: state: got the structure"),
+}
+WAYS = {
+    "unroll": lambda cell, xs: rnn.unroll(cell, {}, None, xs),
+    "rtrl": lambda cell, xs: gradients.rtrl(cell, lambda y, t: y.sum())({}, None, xs, xs),
+    "generate": lambda cell, xs: generate.greedy(cell, {}, None, 0, 3),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_cell_that_breaks_the_contract_is_told(name: str, way: str) -> None:
+    step, message = BROKEN[name]
+    cell = rnn.Cell(
+        lambda key: {}, lambda p: jnp.ones(2), lambda p, x: jnp.ones(2), lambda p, h, z: step(h, z)
+    )
+    with pytest.raises((TypeError, ValueError), match=message):
+        WAYS[way](cell, jnp.ones((5, 2)))
+
+
+def test_explain_takes_what_unroll_takes() -> None:
+    cell = rnn.gru(3, 4)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((40, 3))
+    said = rnn.explain(cell, params, None, xs, segment=7, reverse=True)
+    assert said.segment == 7
+    assert "segments of 7 steps" in str(said)
+    assert rnn.explain(cell, params, None, xs, segment=40).segment is None
+    assert 1 < rnn.explain(cell, params, None, xs, budget=4000).segment < 40
+    with pytest.raises(ValueError, match="segment, budget"):
+        rnn.explain(cell, params, None, xs, segment=7, budget=4000)

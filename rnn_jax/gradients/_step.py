@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rnn_jax import _checks
 from rnn_jax._sequence import harmless
 from rnn_jax._types import Array, Cell, Params, State, vary, varying_axes
 from rnn_jax.gradients._output import separate
@@ -64,7 +65,8 @@ class Step:
 
     def net(self, params: Params, state: State) -> tuple[State, Any]:
         """All of the step but its input."""
-        return self.cell.step(params, state, self.cell.project(params, self.x))
+        result = self.cell.step(params, state, self.cell.project(params, self.x))
+        return _checks.stepped(result, state)
 
     def run(self, theta: Array, h: Array) -> Any:
         state, y = self.net(unravel(theta, self.params), unravel(h, self.state))
