@@ -85,7 +85,7 @@ def binary_cross_entropy(logits: Array, labels: Array, mask: Array | None = None
     """
 
     logits = _floats("logits", logits)
-    labels = _outputs(logits, labels)
+    labels = _outputs(logits, labels, mask)
     _known("targets", labels, ~((labels >= 0) & (labels <= 1)), mask, "labels between 0 and 1")
 
     def loss(logits: Array, labels: Array) -> Array:
@@ -119,7 +119,7 @@ def squared_error(predictions: Array, targets: Array, mask: Array | None = None)
         return optax.losses.squared_error(predictions, targets).sum(axis=-1)
 
     predictions = _floats("predictions", predictions)
-    return _masked_mean(loss, predictions, _outputs(predictions, targets), mask, 0)
+    return _masked_mean(loss, predictions, _outputs(predictions, targets, mask), mask, 0)
 
 
 def _floats(name: str, a: Array) -> Array:
@@ -129,10 +129,13 @@ def _floats(name: str, a: Array) -> Array:
     return a
 
 
-def _outputs(predictions: Array, targets: Array) -> Array:
-    """Targets of the shape of the predictions, as floats; refuses a lone axis."""
+def _outputs(predictions: Array, targets: Array, mask: Array | None) -> Array:
+    """Targets of the shape of the predictions, as floats.
+
+    A lone axis may be that of the steps or of the outputs: a mask of one step says which.
+    """
     targets = jnp.asarray(targets)
-    if predictions.ndim == 1 == targets.ndim:
+    if mask is None and predictions.ndim == 1 == targets.ndim:
         raise ValueError(
             f"predictions: got shape {predictions.shape}, expected [..., O]: the last axis is "
             "added up as the outputs of a step. For a number at each step, write "

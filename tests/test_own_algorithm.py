@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 def mine() -> Callable[..., gradients.Online]:
     """`my_rtrl` of the README."""
-    (code,) = (code for _, code in PYTHON if "def my_rtrl" in code)
+    (code,) = (code for *_, code in PYTHON if "def my_rtrl" in code)
     names: dict[str, Any] = {}
     exec(code, names)
     assert code[code.index("def my_rtrl") : code.index("cell = ")].strip().count("\n") < 12

@@ -67,8 +67,8 @@ def equilibria(
       >>> cell = rnn_jax.elman(1, 1, activation=jax.nn.identity, bias=False)
       >>> params = rnn_jax.ElmanParams(w_x=jnp.ones((1, 1)), w_h=jnp.full((1, 1), 0.5), b=None)
       >>> found = equilibria(cell, params, None, jnp.array([[3.0]]))
-      >>> print(found.states.round(3), found.converged)
-      [[6.]] [ True]
+      >>> print(f"{found.states[0, 0]:.3f}", found.converged)
+      6.000 [ True]
       >>> twice = params._replace(w_h=4 * params.w_h)
       >>> print(equilibria(cell, twice, None, jnp.array([[3.0]])).converged)
       [False]
