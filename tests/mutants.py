@@ -364,7 +364,7 @@ INITIALIZERS: list[Row] = [
 
 STEP = """\
         state = old if restart is None else restarted(restart, initial, old)
-        new, y = cell.step(params, state, z)
+        new, y = _checks.stepped(cell.step(params, state, z), state)
 """
 LATE_RESET = """\
         new, y = cell.step(params, old, z)
@@ -429,14 +429,15 @@ UNROLL: list[Row] = [
     ),
     (
         "reverse ignored",
-        "_run(loop, state, inputs, reverse)\n\n",
-        "_run(loop, state, inputs, False)\n\n",
+        "_run(loop, state, inputs, reverse)\n\n    segment",
+        "_run(loop, state, inputs, False)\n\n    segment",
         law("reverse_twice_is_the_identity[elman]"),
     ),
     (
         "reversed in the order of running",
-        "_run(loop, state, inputs, reverse)\n\n",
-        "_run(loop, state, jax.tree.map(lambda a: a[::-1] if reverse else a, inputs), False)\n\n",
+        "_run(loop, state, inputs, reverse)\n\n    segment",
+        "_run(loop, state, jax.tree.map(lambda a: a[::-1] if reverse else a, inputs), False)\n\n"
+        "    segment",
         law("reverse_twice_is_the_identity[elman]"),
     ),
     (
@@ -814,8 +815,8 @@ GENERATE: list[Row] = [
     ),
     (
         "state left behind",
-        "state, logits = cell.step(",
-        "_, logits = cell.step(",
+        "state, logits = _checks.stepped(result, state)",
+        "_, logits = _checks.stepped(result, state)",
         generate("greedy_is_the_argmax_of_each_step_fed_back[elman]"),
     ),
     (
