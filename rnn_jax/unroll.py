@@ -99,13 +99,23 @@ def unroll(
     return _segments.scan(run, loop.state, loop.inputs, loop.steps, segment, reverse)
 
 
-class Explanation(NamedTuple):
-    """What `unroll` does with a cell; it prints as a few lines."""
-
+class _Parts(NamedTuple):
     project: str  # "before" or "inside" the loop
     deferred: tuple[str, ...]  # params whose gradient is made after the backward loop
     in_loop: dict[str, str]  # params whose gradient is made step by step, and why
-    segment: int | None = None  # steps that the backward pass runs again at a time; None: it keeps
+
+
+class Explanation(_Parts):
+    """What `unroll` does with a cell; it prints as a few lines.
+
+    Attributes:
+      project: "before" or "inside" the loop.
+      deferred: params whose gradient is made after the backward loop.
+      in_loop: params whose gradient is made step by step, and why.
+      segment: steps that the backward pass runs again at a time; None if it keeps what it needs.
+    """
+
+    segment: int | None = None
 
     def __str__(self) -> str:
         lines = [f"projection: {self.project} the loop"]
@@ -149,11 +159,17 @@ def explain(
     project = "inside" if loop.inside else "before"
     segment = _segment(loop, segment, budget, reverse)
     if why := _plain(plan):
-        return Explanation(project, (), dict.fromkeys(paths, why), segment)
+        return _explained(segment, project, (), dict.fromkeys(paths, why))
     x = _one_step(jax.eval_shape(loop.project, loop.inputs))
     found = _deferred.probe(loop.body, loop.params, loop.initial, loop.state, x)
     in_loop = {paths[i]: why for i, why in found.reasons.items()}
-    return Explanation(project, tuple(paths[i] for i in found.leaves), in_loop, segment)
+    return _explained(segment, project, tuple(paths[i] for i in found.leaves), in_loop)
+
+
+def _explained(segment: int | None, *parts: Any) -> Explanation:
+    explanation = Explanation(*parts)
+    explanation.segment = segment
+    return explanation
 
 
 class _Loop(NamedTuple):
