@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rnn_jax._types import Array, vary, varying_axes
 
 
-def product(x: Array, w: Array, w_t: Array | None = None) -> Array:
+def product(x: Array, w: Array, w_t: Array | None = None, *, precision: Any = None) -> Array:
     """x @ w: [..., I] times [I, O] of one dtype; `w_t` is w.T where it is there already."""
     x, w, w_t = _alike(x, w, w.T if w_t is None else w_t)
-    return product_p.bind(x, w, w_t, precision=_precision())
+    return product_p.bind(x, w, w_t, precision=_precision() if precision is None else precision)
 
 
 def _precision() -> Any:

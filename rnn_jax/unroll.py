@@ -1,12 +1,18 @@
 """Time: a cell over a sequence, with masks, resets, either direction, and little memory."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rnn_jax import _checks, _deferred, _segments, _sequence
+from rnn_jax._jaxprs import Program
 from rnn_jax._types import Array, Cell, Params, State, vary, varying_axes
+
+UNTRACEABLE = "the cell looks at the numbers of its params, so it cannot be traced with others"
 
 
 class Plan(NamedTuple):
@@ -152,7 +158,7 @@ def explain(
       params.w_x: gradient deferred
       params.w_h: gradient deferred
       params.b: gradient deferred
-      params.gain: gradient in the loop (it is used otherwise than in x @ w, x + b and w[token])
+      params.gain: gradient in the loop (it is used in mul, not in x @ w, x + b or w[token])
     """
     loop = _prepare(cell, params, state, xs, mask, reset, plan)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -160,8 +166,9 @@ def explain(
     segment = _segment(loop, segment, budget, reverse)
     if why := _plain(plan):
         return _explained(segment, project, (), dict.fromkeys(paths, why))
-    x = _one_step(jax.eval_shape(loop.project, loop.inputs))
-    found = _deferred.probe(loop.body, loop.params, loop.initial, loop.state, x)
+    found = _program(loop, jax.eval_shape(loop.project, loop.inputs), loop.state)
+    if found is None:
+        return _explained(segment, project, (), dict.fromkeys(paths, UNTRACEABLE))
     in_loop = {paths[i]: why for i, why in found.reasons.items()}
     return _explained(segment, project, tuple(paths[i] for i in found.leaves), in_loop)
 
@@ -213,19 +220,22 @@ def _prepare(
         _checks.same_shapes("state", state, initial, hint, dtypes=True)
     xs = _sequence.padded(xs, mask)
 
-    found = _deferred.probe(cell.project, params, _one_step(xs))
+    found = None if steps == 0 else _traced(cell.project, params, _one_step(xs))
     inside = plan.project == "inside" or (
-        plan.project == "auto" and jax.default_backend() == "cpu" and not found.reasons
+        plan.project == "auto"
+        and jax.default_backend() == "cpu"
+        and found is not None
+        and not found.reasons
     )
 
     def project(inputs: Any) -> Any:
         if inside:
             return inputs
         xs, mask, reset = inputs
-        weights = params
-        if not _plain(plan):
-            weights = _deferred.stand_in(params, found.leaves, _deferred.plain)
-        return jax.vmap(lambda x: cell.project(weights, x))(xs), mask, reset
+        one = partial(cell.project, params)
+        if found is not None and not _plain(plan):
+            one = partial(found.run, None, params)
+        return jax.vmap(one)(xs), mask, reset
 
     def body(
         params: Params, initial: State, old: State, inputs: tuple[Any, Array | None, Array | None]
@@ -261,9 +271,10 @@ def _segment(loop: _Loop, segment: int | None, budget: int | None, reverse: bool
 
 def _run(loop: _Loop, state: State, inputs: Any, reverse: bool) -> tuple[State, Any]:
     xs = loop.project(inputs)
-    if not _plain(loop.plan):
+    program = None if _plain(loop.plan) else _program(loop, xs, state)
+    if program is not None:
         return _deferred.scan(
-            loop.body,
+            program,
             loop.params,
             loop.initial,
             state,
@@ -287,8 +298,28 @@ def _plain(plan: Plan) -> str:
     return ""
 
 
+def _program(loop: _Loop, xs: Any, state: State) -> Program | None:
+    return _traced(loop.body, loop.params, loop.initial, state, _one_step(xs))
+
+
+def _traced(function: Callable[..., Any], *args: Any) -> Program | None:
+    """The operations of a function; None where it looks at the numbers of its params."""
+    try:
+        return Program(function, *args)
+    except jax.errors.JAXTypeError:  # the plain scan knows the params, or says what is wrong
+        return None
+
+
 def _one_step(inputs: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
+    def one(a: Array) -> Any:
+        kind, shape = jax.typeof(a), a.shape[1:]
+        if not kind.manual_axis_type.varying:
+            return jax.ShapeDtypeStruct(shape, a.dtype)
+        mesh = NamedSharding(kind.sharding.mesh, PartitionSpec(*[None] * len(shape)))
+        axes = kind.manual_axis_type
+        return jax.ShapeDtypeStruct(shape, a.dtype, sharding=mesh, manual_axis_type=axes)
+
+    return jax.tree.map(one, inputs)
 
 
 def length_mask(length: Any, steps: int) -> Array:

@@ -1570,14 +1570,8 @@ def product(test: str) -> str:
 
 DEFERRED: list[Row] = [
     (
-        "one array for all cotangents",
-        "channels.append(next(channel for channel, other in known if other is ct))",
-        'channels.append(("p", 0))',
-        deferred("what_is_deferred[tied]"),
-    ),
-    (
         "a bias without influence",
-        "moves[c] = shifted(moves.get(c, nothing[c]), d)",
+        "moves[c] = site.apply(d, moves.get(c, nothing[c]))",
         "moves[c] = moves.get(c, nothing[c])",
         deferred("what_is_deferred[bias elsewhere]"),
     ),
@@ -1589,8 +1583,8 @@ DEFERRED: list[Row] = [
     ),
     (
         "inputs without influence",
-        '("x", i): tangents[first_x + i] for i in inputs',
-        '("x", i): jnp.zeros_like(tangents[first_x + i]) for i in inputs',
+        '("x", i): tangents[loop.first_x + i] for i in loop.inputs',
+        '("x", i): jnp.zeros_like(tangents[loop.first_x + i]) for i in loop.inputs',
         deferred("values_and_gradients[elman]"),
     ),
     (
@@ -1600,27 +1594,39 @@ DEFERRED: list[Row] = [
         deferred("values_and_gradients[layer_norm_elman]"),
     ),
     (
+        "what a cell closes over is not differentiated",
+        "loop.first_x) if is_float(leaves[i]) and i not in deferred]",
+        "loop.first_carry) if is_float(leaves[i]) and i not in deferred]",
+        deferred("a_traced_value_in_a_cell"),
+    ),
+    (
         "operands of the first site",
-        "None if i is None else operands[i] for i in places",
-        "None if i is None else operands[0] for i in places",
+        "move = times(operands[site.operand])",
+        "move = times(next(iter(operands.values())))",
         deferred("what_is_deferred[tied]"),
     ),
     (
         "weight of the first site",
-        "_apply(h, *weights[site])",
-        "_apply(h, *weights[0])",
+        "site, (w, *w_t) = self.sites[k], made[k]",
+        "site, (w, *w_t) = self.sites[k], made[0]",
         deferred("what_is_deferred[tied]"),
     ),
     (
-        "gradient of the whole instead of the part",
-        "d = site.weight.view(tangents[site.weight.leaf])",
-        "d = tangents[site.weight.leaf]",
-        deferred("what_is_deferred[transposed]"),
+        "one array for all cotangents",
+        'own: Channel = ("p", k)\n',
+        'own: Channel = ("p", 0)\n',
+        deferred("what_is_deferred[tied]"),
+    ),
+    (
+        "what is turned after a product shares a cotangent",
+        "            if site.finish is None:\n",
+        "            if True:\n",
+        deferred("what_is_deferred[turned in a sum]"),
     ),
     (
         "perturbed at the first site",
-        '("p", site), p)',
-        '("p", 0), p)',
+        'p.get(("p", k)))',
+        'p.get(("p", 0)))',
         deferred("values_and_gradients[elman]"),
     ),
     (
@@ -1630,34 +1636,102 @@ DEFERRED: list[Row] = [
         deferred("values_and_gradients[elman]"),
     ),
     (
-        "a token taken for a vector",
-        "                move = d.at[x].get",
-        "                move = product(x, d).at[...].get",
-        deferred("values_and_gradients[embed]"),
+        "nothing deferred",
+        "return _run(loop, *leaves) if program.sites else loop.run(leaves, {})[0]",
+        "return loop.run(leaves, {})[0]",
+        deferred("the_gradient_is_not_summed_in_the_loop"),
+    ),
+    (
+        "an operand that is turned taken for the state",
+        "if self.length > 0 and order is None and value in old:",
+        "if self.length > 0 and value in old:",
+        deferred("a_state_that_is_a_matrix"),
+    ),
+    (
+        "kept operands one step late in reverse",
+        "before, after = (0, 1) if reverse else (1, 0)",
+        "before, after = 1, 0",
+        deferred("without_masks[reverse-lstm]"),
+    ),
+    (
+        "first operand forgotten",
+        "return moved + jax.lax.pad(start, zero, [(*sides, 0), *rest])",
+        "return moved",
+        deferred("without_masks[forward-lstm]"),
+    ),
+    (
+        "first operand at the wrong end in reverse",
+        "sides = (steps - 1, 0) if reverse else (0, steps - 1)",
+        "sides = 0, steps - 1",
+        deferred("without_masks[reverse-lstm]"),
+    ),
+]
+
+
+def jaxprs(test: str) -> str:
+    return f"test_jaxprs.py::test_{test}"
+
+
+JAXPRS: list[Row] = [
+    (
+        "gradient of the whole instead of the part",
+        "return part.view(leaves).transpose(*of_w, *free_w).reshape(width, _size(tail))",
+        "return part.view(leaves).reshape(width, _size(tail))",
+        deferred("what_is_deferred[left of @]"),
+    ),
+    (
+        "w @ a matrix not turned",
+        "if turned else y\n",
+        "if False else y\n",
+        deferred("what_is_deferred[einsum from the left]"),
+    ),
+    (
+        "subtracted bias added",
+        "return -part.view(leaves) if minus else part.view(leaves)",
+        "return part.view(leaves)",
+        deferred("what_is_deferred[bias subtracted]"),
+    ),
+    (
+        "b - x taken for x - b",
+        "if minus and side == 0:",
+        "if False:",
+        deferred("which_bias_is_not_deferred[taken from]"),
+    ),
+    (
+        "rows of a matrix deferred as vectors",
+        "or not vectors or _typed(x) != _typed(out)",
+        "or _typed(x) != _typed(out)",
+        deferred("what_is_not_deferred[row added]"),
+    ),
+    (
+        "as many rows as the table has",
+        "and _size(index.shape) < table.shape[0]",
+        "and True",
+        deferred("what_is_not_deferred[rows by a traced index]"),
+    ),
+    (
+        "a row that is not there has a gradient",
+        "slope=lambda dw, i: rows(dw, i, 0),",
+        "slope=lambda dw, i: rows(dw, i, 1),",
+        deferred("what_is_deferred[no such row]"),
     ),
     (
         "the gradient of a token that is not there lost",
-        'move = d.at[x].get(mode="clip")',
-        "move = d[x]",
+        'return w.at[i].get(mode="clip", wrap_negative_indices=False)',
+        'return w.at[i].get(mode="fill", fill_value=0)',
         sequence("the_row_that_is_read_has_the_gradient"),
     ),
     (
-        "traced values not seen",
-        "if any(isinstance(const, jax.core.Tracer) for const in traced.consts):",
-        "if not isinstance(traced.consts, list):",
-        deferred("a_traced_value_is_explained"),
+        "a cast weight deferred",
+        """if eqn.params["new_dtype"] != self.avals[ins[0]].dtype:""",
+        "if False:",
+        deferred("what_is_not_deferred[cast]"),
     ),
     (
-        "other transformations not seen",
-        "if get_opaque_trace_state() != home[-1]:",
-        "if not home:",
-        deferred("what_is_not_deferred[in jit]"),
-    ),
-    (
-        "nothing deferred where one weight cannot be",
-        "reasons = {i: reason for i, reason in found.items() if reason is not None}",
-        "reasons = {}",
-        deferred("what_is_not_deferred[einsum]"),
+        "an own derivative written out",
+        '    "checkpoint": "jaxpr",\n',
+        '    "checkpoint": "jaxpr",\n    "custom_jvp_call": "call_jaxpr",\n',
+        deferred("what_is_not_deferred[an own derivative]"),
     ),
     (
         "custom_vjp linearized",
@@ -1672,34 +1746,22 @@ DEFERRED: list[Row] = [
         deferred("cells_for_the_plain_scan[cond]"),
     ),
     (
-        "comparison with a weight is false",
-        'raise Unfit("it is compared")',
-        "return False",
-        deferred("which_bias_is_not_deferred[compared]"),
+        "a weight that is put out deferred",
+        'self._fail(self.parts[i], "it is part of the state or of the output")',
+        "pass",
+        jaxprs("a_weight_that_comes_out_is_no_weight"),
     ),
     (
-        "nothing deferred",
-        "return run(*everything)",
-        "return loop(everything, {})[0]",
-        deferred("the_gradient_is_not_summed_in_the_loop"),
+        "what is read twice has the cotangent of one sum",
+        "while self._uses[value] == 1 and value in self._readers:",
+        "while value in self._readers:",
+        deferred("what_is_deferred[read twice]"),
     ),
     (
-        "kept operands one step late in reverse",
-        "before, after = (0, 1) if reverse else (1, 0)",
-        "before, after = 1, 0",
-        deferred("without_masks[reverse-lstm]"),
-    ),
-    (
-        "first operand forgotten",
-        "return ys + jax.lax.pad(product(first[None], w), zero, [(*sides, 0), *rest])",
-        "return ys",
-        deferred("without_masks[forward-lstm]"),
-    ),
-    (
-        "first operand at the wrong end in reverse",
-        "sides = (steps - 1, 0) if reverse else (0, steps - 1)",
-        "sides = 0, steps - 1",
-        deferred("without_masks[reverse-lstm]"),
+        "values that one trace alone knows",
+        "values |= dict(zip(self._closed_over, closed_over, strict=True))",
+        "pass",
+        deferred("a_traced_value_in_a_cell"),
     ),
 ]
 
@@ -1966,6 +2028,7 @@ MUTANTS = [
     *table("training", "experiments/harness/training.py", TRAINING),
     *table("run folder", "experiments/harness/run_folder.py", RUN_FOLDER),
     *table("deferred", "rnn_jax/_deferred.py", DEFERRED),
+    *table("jaxprs", "rnn_jax/_jaxprs.py", JAXPRS),
     *table("product", "rnn_jax/_product.py", PRODUCT),
     *table("segments", "rnn_jax/_segments.py", SEGMENTS),
 ]

@@ -287,15 +287,15 @@ FORWARD = [
 ]
 PRODUCTS = [
     (
-        "the operands counted for the state",
-        "len(jax.tree.leaves(shape[0]))",
-        "len(jax.tree.leaves(shape[1]))",
-        sparse("which_products_are_recurrent[gru]"),
+        "the output of a layer stops where it is no state",
+        "stop=set(found.outputs[:size]))",
+        "stop=set(found.outputs[size:]))",
+        sparse("which_products_are_recurrent[stack]"),
     ),
     (
         "the input of the next layer held for recurrent",
-        "old.update(v for v in eqn.outvars if v not in new)",
-        "old.update(eqn.outvars)",
+        "stop=set(found.outputs[:size])",
+        "stop=set()",
         sparse("the_gradient_of_1997_is_cut_by_hand[2]"),
     ),
 ]
@@ -326,13 +326,13 @@ LOCAL = [
     ),
     (
         "a product that no param feels",
-        "constant.append(x)",
-        "constant.append(jax.lax.stop_gradient(x))",
+        "constant[k] = x",
+        "constant[k] = jax.lax.stop_gradient(x)",
         sparse("e_prop_is_the_gradient_of_1997[gru]"),
     ),
     (
         "nothing is cut",
-        "constant[i] if i in held else x",
+        "constant[k] if k in held else x",
         "x",
         sparse("the_gradient_of_1997_is_cut_by_hand[1]"),
     ),

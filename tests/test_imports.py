@@ -18,6 +18,7 @@ LAYERS = (
     "summary",
     "losses",
     "_product",
+    "_jaxprs",
     "_deferred",
     "_segments",
     "_sequence",
@@ -39,11 +40,11 @@ LAYERS = (
     "interop",
 )
 RANK = {name: rank for rank, name in enumerate(LAYERS)} | {"__init__": len(LAYERS)}
-# NumPy comes with JAX; from `tasks` up there is work for the host, and in `gradients` there are
-# patterns of sparsity, known before anything is traced.
+# NumPy comes with JAX; from `tasks` up there is work for the host, in `gradients` there are
+# patterns of sparsity and in `_jaxprs` constant indices, known before anything runs.
 ALLOWED = {
     "jax": set(RANK),
-    "numpy": {"gradients", *LAYERS[LAYERS.index("tasks") :]},
+    "numpy": {"_jaxprs", "gradients", *LAYERS[LAYERS.index("tasks") :]},
     "optax": {"losses", "train"},
     "orbax": {"checkpoint"},
 }

@@ -234,7 +234,7 @@ class Online:
     def _rule(self, step: Step) -> Rule:
         """The rule for these shapes: what it finds out about the cell, it finds out once."""
         arrays = step.params, step.state, step.x
-        key = jax.tree.structure(arrays), *((a.shape, a.dtype) for a in jax.tree.leaves(arrays))
+        key = jax.tree.structure(arrays), *map(jax.typeof, jax.tree.leaves(arrays))
         if key not in self._rules:
             self._rules[key] = self._make_rule(step)
         return self._rules[key]

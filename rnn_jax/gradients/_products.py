@@ -1,19 +1,17 @@
 """The products ``x @ w`` of a step: what each weight is multiplied with, and what its result moves.
 
-The same stand-ins for weights as in `rnn_jax.unroll`, so that no author of a cell is asked for
-anything: ``h @ params.w_h`` is seen, with its operand, while the step runs.
+They are read off the jaxpr of the step, as in `rnn_jax.unroll`, so that no author of a cell is
+asked for anything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
-from rnn_jax import _deferred
-from rnn_jax._deferred import Weight
+from rnn_jax._jaxprs import Program, users
 from rnn_jax._types import Array, Params, State, is_float, vary_as
 from rnn_jax.gradients._step import Step
 from rnn_jax.gradients._vector import ravel, unravel
@@ -26,60 +24,56 @@ class Product(NamedTuple):
     Z: Array  # [n, k], dh'/dz
 
 
-def probe(step: Step) -> _deferred.Probe:
-    """The matrices among the params that occur in products alone, and where.
+def probe(step: Step) -> Program:
+    """A step as a program whose sites are the products of real matrices; of no others.
 
     Without those that the initial state is made of.
     """
 
-    def run(params: Params, state: State, x: Any) -> Any:
-        return step.cell.step(params, state, step.cell.project(params, x))[0]
+    def run(params: Params, state: State, x: Any) -> tuple[State, Any]:
+        return step.cell.step(params, state, step.cell.project(params, x))
 
-    found = _deferred.probe(run, step.params, step.state, step.x)
-    initial = _users(step.cell.init_state, step.params)
-    real = {s.weight.leaf for s in found.sites if s.weight.ndim == 2 and s.weight.dtype.kind != "c"}
-    leaves = tuple(i for i in found.leaves if i in real - initial)
-    return found._replace(
-        leaves=leaves, sites=tuple(s for s in found.sites if s.weight.leaf in leaves)
-    )
-
-
-def _users(function: Callable[[Params], Any], params: Params) -> set[int]:
-    """The leaves of `params` that reach a float of the result."""
-    jaxpr = jax.make_jaxpr(function)(params).jaxpr
-    reached = {v: {i} for i, v in enumerate(jaxpr.invars)}
-
-    def of(atoms: Sequence[Any]) -> set[int]:
-        return set().union(*(reached.get(v, set()) for v in atoms if not isinstance(v, Literal)))
-
-    for eqn in jaxpr.eqns:
-        reached |= dict.fromkeys(eqn.outvars, of(eqn.invars))
-    return of([v for v in jaxpr.outvars if is_float(v.aval)])
+    given = step.params, step.state, step.x
+    found = Program(run, *vary_as(given, given))
+    other = users(step.cell.init_state, step.params)
+    for site in found.sites:
+        vector = len(site.out.shape) == 1 and not jnp.issubdtype(
+            site.out.dtype, jnp.complexfloating
+        )
+        if site.kind == "sum" or not vector:
+            other |= site.leaves
+    used = frozenset[int]().union(*(site.leaves for site in found.sites))
+    return found.only(used - other)
 
 
-def rest(params: Params, found: _deferred.Probe) -> list[Array]:
+def current(step: Step, found: Program) -> Program:
+    """What was found, where it was found: a cell may close over values of one trace alone."""
+    return probe(step) if found.closed_over else found
+
+
+def rest(params: Params, found: Program) -> list[Array]:
     """The leaves that are no such matrices."""
     return [a for i, a in enumerate(jax.tree.leaves(params)) if i not in found.leaves]
 
 
-def columns(params: Params, found: _deferred.Probe) -> np.ndarray:
+def columns(params: Params, found: Program) -> np.ndarray:
     """[P'] int: where the rest is among all params."""
     leaves = enumerate(jax.tree.leaves(params))
     flags = [np.full(ravel(a).shape, i not in found.leaves) for i, a in leaves]
     return np.flatnonzero(np.concatenate(flags))
 
 
-def products(step: Step, found: _deferred.Probe) -> tuple[list[Product], Array]:
+def products(step: Step, found: Program) -> tuple[list[Product], Array]:
     """The products of a step, and [n, P']: the immediate influence of the rest of the params."""
-    others = rest(step.params, found)
+    others, found = rest(step.params, found), current(step, found)
 
     def run(theta: Array, added: list[Array]) -> tuple[Array, list[Array]]:
-        left, us = iter(added), list[Array]()
+        us: list[Array] = []
 
-        def apply(weight: Weight, x: Array) -> Array:
-            row = x if is_float(x) else jax.nn.one_hot(x, weight.shape[0], dtype=weight.dtype)
-            us.append(row)
-            return _deferred.plain(weight, x) + next(left)
+        def apply(k: int, x: Array) -> Array:
+            site = found.sites[k]
+            us.append(x if is_float(x) else jax.nn.one_hot(x, site.height))
+            return site.apply(site.view(leaves), x) + added[k]
 
         given = iter(unravel(theta, others))
         leaves = [
@@ -87,7 +81,7 @@ def products(step: Step, found: _deferred.Probe) -> tuple[list[Product], Array]:
             for i, a in enumerate(jax.tree.leaves(step.params))
         ]
         params = jax.tree.unflatten(jax.tree.structure(step.params), leaves)
-        return ravel(with_products(step, found, apply)(params, step.state)[0]), us
+        return ravel(found.run(apply, params, step.state, step.x)[0]), us
 
     nothing = [jnp.zeros(site.out.shape, site.out.dtype) for site in found.sites]
     nothing = vary_as(nothing, (step.theta, step.h, step.x))
@@ -97,21 +91,7 @@ def products(step: Step, found: _deferred.Probe) -> tuple[list[Product], Array]:
     return [Product(u.astype(h.dtype), Z.astype(h.dtype)) for u, Z in pairs], J
 
 
-def with_products(
-    step: Step, found: _deferred.Probe, apply: Callable[[Weight, Array], Array]
-) -> Callable[[Params, State], tuple[State, Any]]:
-    """The net of a step in which `apply` makes the products."""
-
-    def net(params: Params, state: State) -> tuple[State, Any]:
-        weights = _deferred.stand_in(params, found.leaves, apply)
-        return step.cell.step(weights, state, step.cell.project(weights, step.x))
-
-    return net
-
-
-def gradient(
-    step: Step, found: _deferred.Probe, of_products: Sequence[Array], of_rest: Array
-) -> Array:
+def gradient(step: Step, found: Program, of_products: Sequence[Array], of_rest: Array) -> Array:
     """[P] from the gradient of each product, [m, k], and of the rest, [P']."""
     leaves = jax.tree.leaves(step.params)
     grads = [jnp.zeros_like(a) for a in leaves]
@@ -119,35 +99,21 @@ def gradient(
     for i, part in zip(others, unravel(of_rest, rest(step.params, found)), strict=True):
         grads[i] = part
     for site, part in zip(found.sites, of_products, strict=True):
-        i = site.weight.leaf
-        grads[i] += jax.linear_transpose(site.weight.view, leaves[i])(part.astype(leaves[i].dtype))[
-            0
-        ]
+        read = {i: leaves[i] for i in site.leaves}
+        for i, g in jax.linear_transpose(site.view, read)(part.astype(site.out.dtype))[0].items():
+            grads[i] += g
     return ravel(grads)
 
 
-def recurrent(step: Step, found: _deferred.Probe) -> list[int]:
+def recurrent(step: Step, found: Program) -> list[int]:
     """The products whose operand is made of the old state without passing the new one.
 
     ``h @ w_h`` and ``(r * h) @ w_n``, but not the input of the next layer of a stack, which is the
     new state of the one before.
     """
 
-    def run(params: Params, state: State) -> Any:
-        operands: list[Array] = []
-
-        def apply(weight: Weight, x: Array) -> Array:
-            operands.append(x)
-            return _deferred.plain(weight, x)
-
-        return with_products(step, found, apply)(params, state)[0], operands
-
-    traced, shape = jax.make_jaxpr(run, return_shape=True)(step.params, step.state)
-    jaxpr, count = traced.jaxpr, len(jax.tree.leaves(shape[0]))
-    old = {v for v in jaxpr.invars[len(jax.tree.leaves(step.params)) :] if is_float(v.aval)}
-    new = {v for v in jaxpr.outvars[:count] if not isinstance(v, Literal)}
-    for eqn in jaxpr.eqns:
-        if any(v in old for v in eqn.invars if not isinstance(v, Literal)):
-            old.update(v for v in eqn.outvars if v not in new)
-    operands = jaxpr.outvars[count:]
-    return [i for i, v in enumerate(operands) if not isinstance(v, Literal) and v in old]
+    count = len(jax.tree.leaves(step.params))
+    size = len(jax.tree.leaves(step.state))
+    old = {i for i in found.inputs[count : count + size] if is_float(found.avals[i])}
+    made = found.reached(old, stop=set(found.outputs[:size]))
+    return [k for k, site in enumerate(found.sites) if site.operand[0] in made]

@@ -131,7 +131,7 @@ def _kronecker(name: str, cell: Cell, loss: StepLoss, r: int, join: Any) -> Onli
 
         def init(origin: Origin, step: Step, key: Any) -> Trace:
             dtype, n = step.h.dtype, step.h.size
-            shapes = [(s.weight.shape[0], *s.out.shape) for s in found.sites]
+            shapes = [(s.height, *s.out.shape) for s in found.sites]
             factors = [
                 Factors(jnp.zeros((r, m), dtype), jnp.zeros((r, n, k), dtype)) for m, k in shapes
             ]

@@ -1,13 +1,13 @@
 """Local rules: a parameter acts on the unit that it feeds, and no further through others."""
 
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _deferred, _sequence
-from rnn_jax._types import Array, Cell, Key, Params, State, is_float
+from rnn_jax import _sequence
+from rnn_jax._jaxprs import Program
+from rnn_jax._types import Array, Cell, Key, Params, State, is_float, vary_as
 from rnn_jax.gradients import _products, _sparse
 from rnn_jax.gradients._online import Online, Rule
 from rnn_jax.gradients._step import Step
@@ -170,7 +170,7 @@ def lstm_1997(cell: Cell, loss: StepLoss) -> ValueAndGrad:
     ) -> tuple[tuple[Array, State], Params]:
         del key
         params, xs = jax.tree.map(jnp.asarray, (params, xs))
-        x = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), xs)
+        x = vary_as(jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), xs), xs)
         first = Step(cell, loss, params, _sequence.initial(cell, params), x, None)
         found = _products.probe(first)
         held = _recurrent(first, found, "lstm_1997")
@@ -191,7 +191,7 @@ def lstm_1997(cell: Cell, loss: StepLoss) -> ValueAndGrad:
     return value_and_grad
 
 
-def _recurrent(step: Step, found: _deferred.Probe, name: str) -> list[int]:
+def _recurrent(step: Step, found: Program, name: str) -> list[int]:
     held = _products.recurrent(step, found)
     if not held:
         raise ValueError(
@@ -201,26 +201,27 @@ def _recurrent(step: Step, found: _deferred.Probe, name: str) -> list[int]:
     return held
 
 
-def _holding(step: Step, found: _deferred.Probe, held: list[int]) -> Any:
+def _holding(step: Step, found: Program, held: list[int]) -> Any:
     """The net of a step in which the operands of some products do not feel the old state.
 
     The params they do feel: in (r * h) @ w_n, those of the reset gate r.
     """
+    found = _products.current(step, found)
 
     def net(params: Params, state: State) -> tuple[State, Any]:
-        constant: list[Array] = []
+        constant: dict[int, Array] = {}
+        leaves = jax.tree.leaves(params)
 
-        def record(weight: _deferred.Weight, x: Array) -> Array:
-            constant.append(x)
-            return _deferred.plain(weight, x)
+        def record(k: int, x: Array) -> Array:
+            constant[k] = x
+            return found.sites[k].apply(found.sites[k].view(leaves), x)
 
-        def replay(weight: _deferred.Weight, x: Array) -> Array:
-            i = next(site)
-            return _deferred.plain(weight, constant[i] if i in held else x)
+        def replay(k: int, x: Array) -> Array:
+            operand = constant[k] if k in held else x
+            return found.sites[k].apply(found.sites[k].view(leaves), operand)
 
         still = jax.tree.map(lambda a: jax.lax.stop_gradient(a) if is_float(a) else a, state)
-        _products.with_products(step, found, record)(params, still)
-        site = itertools.count()
-        return _products.with_products(step, found, replay)(params, state)
+        found.run(record, params, still, step.x)
+        return found.run(replay, params, state, step.x)
 
     return net
