@@ -66,6 +66,7 @@ from rnn_jax.combine import (
     ReadoutParams,
     TwoWay,
     bidirectional,
+    deep_bidirectional,
     embed,
     one_hot,
     readout,
@@ -91,6 +92,7 @@ __all__ = [
     "both_ends",
     "checkpoint",
     "crf",
+    "deep_bidirectional",
     "diagnostics",
     "dropout",
     "embed",
@@ -98,6 +100,7 @@ __all__ = [
     "generate",
     "gradients",
     "initializers",
+    "interop",
     "last",
     "length_mask",
     "losses",
@@ -119,10 +122,10 @@ __all__ = [
 __all__ += _cells
 
 if TYPE_CHECKING:
-    from rnn_jax import checkpoint, losses, tasks, train
+    from rnn_jax import checkpoint, interop, losses, tasks, train
 
 # They import optax or orbax, which take a second: when they are first used.
-_LATER = ("checkpoint", "losses", "tasks", "train")
+_LATER = ("checkpoint", "interop", "losses", "tasks", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
+from rnn_jax._remember import remembered
 from rnn_jax._types import Array, Cell, Initializer, Key, Params, State, vary, varying_axes
 from rnn_jax.unroll import unroll
 
@@ -62,6 +63,7 @@ def stack(cells: Sequence[Net]) -> Net:
     return _stack(tuple(cells))
 
 
+@remembered
 def _stack(cells: tuple[Any, ...]) -> Any:
 
     def init(key: Key) -> tuple[Params, ...]:
@@ -112,6 +114,7 @@ class ReadoutParams(NamedTuple):
     b_y: Array | None  # [O], None without bias
 
 
+@remembered
 def readout(
     cell: Net,
     output_size: int,
@@ -195,6 +198,7 @@ class EmbedParams(NamedTuple):
     table: Array  # [V, D]
 
 
+@remembered
 def embed(cell: Net, num_tokens: int, input_size: int) -> Net:
     """Lets a cell read tokens: x_t = table[token_t], a row of D learned numbers.
 
@@ -254,6 +258,7 @@ def embed(cell: Net, num_tokens: int, input_size: int) -> Net:
     return Cell(init, init_state, project, step)
 
 
+@remembered
 def one_hot(cell: Net, num_tokens: int) -> Net:
     """Lets a cell of input size V read tokens: x_t is 1 at token_t and 0 elsewhere.
 
@@ -297,6 +302,7 @@ def one_hot(cell: Net, num_tokens: int) -> Net:
     return cell._replace(project=project)
 
 
+@remembered
 def residual(cell: Cell) -> Cell:
     """A skip connection around a cell whose input and output have the same size: y_t = x_t + h_t.
 
@@ -397,6 +403,47 @@ def bidirectional(
     return (first, second), jnp.concatenate([ys, backward_ys], axis=-1)
 
 
+def deep_bidirectional(
+    layers: Sequence[tuple[Cell, Cell]],
+    params: Sequence[tuple[Params, Params]],
+    state: Sequence[tuple[State, State]] | None,
+    xs: Any,
+    *,
+    mask: Array | None = None,
+    reset: Array | None = None,
+    **options: Any,
+) -> tuple[tuple[tuple[State, State], ...], Any]:
+    """Layers of `bidirectional`, each of which reads the outputs of both directions of the last.
+
+    Args:
+      layers: one pair (forward, backward) a layer; from the second on with an input size of the H
+        of both cells before together.
+      params: a pair a layer.
+      state: a pair a layer, or None.
+      xs, mask, reset, options: as in `bidirectional`.
+
+    Returns:
+      ``(states, ys)``: a pair of final states a layer, and the ys of the last layer.
+
+    Raises:
+      ValueError: no layers; as in `unroll`.
+
+    Example:
+      >>> import rnn_jax
+      >>> layers = [(rnn_jax.gru(3, 4),) * 2, (rnn_jax.gru(8, 5),) * 2]
+      >>> params = [[c.init(jax.random.key(0)) for c in pair] for pair in layers]
+      >>> print(deep_bidirectional(layers, params, None, jnp.ones((7, 3)))[1].shape)
+      (7, 10)
+    """
+    if not layers:
+        raise ValueError("layers: got none, expected at least one pair of cells")
+    net = stack([two_way(forward, backward) for forward, backward in layers])
+    params = tuple(tuple(pair) for pair in params)
+    state = None if state is None else tuple(tuple(pair) for pair in state)
+    return net.run(params, state, xs, mask=mask, reset=reset, **options)
+
+
+@remembered
 def two_way(forward: Cell, backward: Cell) -> TwoWay:
     """A layer of `bidirectional` as a net, which `stack`, `embed`, `one_hot` and `readout` take.
 

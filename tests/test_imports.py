@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     "_types",
+    "_remember",
     "_checks",
     "initializers",
     "cells",
@@ -83,7 +84,7 @@ def within(layer: str, item: Import) -> str | None:
     target = parts[1] if len(parts) > 1 and parts[1] in LAYERS else "__init__"
     if layer == "__init__":
         return None
-    if target == "cells" and RANK[layer] > RANK["cells"]:
+    if target == "cells" and RANK["cells"] < RANK[layer] < RANK["interop"]:
         return "imports a concrete cell; it may know `Cell` only"
     if layer == "unroll" and target == "gradients":
         return "unroll knows no gradient algorithm"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
+from rnn_jax._remember import remembered
 from rnn_jax._types import Array, Cell, Initializer, Key
 from rnn_jax.cells.activations import tanh
 
@@ -19,6 +20,7 @@ class ElmanParams(NamedTuple):
     b: Array | None  # [H], None without bias
 
 
+@remembered
 def elman(
     input_size: int,
     hidden_size: int,

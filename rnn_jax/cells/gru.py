@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
+from rnn_jax._remember import remembered
 from rnn_jax._types import Array, Cell, Initializer, Key
 from rnn_jax.cells.activations import mix, sigmoid, tanh
 
@@ -19,6 +20,7 @@ class GRUParams(NamedTuple):
     b_n: Array | None  # [H], inside the reset; only `gru_reset_after` with bias has it
 
 
+@remembered
 def gru(
     input_size: int,
     hidden_size: int,
@@ -81,6 +83,7 @@ def gru(
     return Cell(init, _init_state(H), _project(D), step)
 
 
+@remembered
 def gru_reset_after(
     input_size: int,
     hidden_size: int,

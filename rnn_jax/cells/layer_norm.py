@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
+from rnn_jax._remember import remembered
 from rnn_jax._types import Array, Cell, Initializer, Key, wide
 from rnn_jax.cells.activations import mix, sigmoid, tanh
 from rnn_jax.cells.lstm import LSTMState
@@ -39,6 +40,7 @@ class LayerNormElmanParams(NamedTuple):
     b: Array  # [H]
 
 
+@remembered
 def layer_norm_elman(
     input_size: int,
     hidden_size: int,
@@ -116,6 +118,7 @@ class LayerNormLSTMParams(NamedTuple):
     b_c: Array  # [H]
 
 
+@remembered
 def layer_norm_lstm(
     input_size: int,
     hidden_size: int,
@@ -203,6 +206,7 @@ class LayerNormGRUParams(NamedTuple):
     gain_h: Array  # [3H]
 
 
+@remembered
 def layer_norm_gru(
     input_size: int,
     hidden_size: int,

@@ -1,0 +1,103 @@
+"""A net as StableHLO, which runs without rnn_jax: on a server, a phone, in another language."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import rnn_jax
+from rnn_jax._types import Cell
+from rnn_jax.combine import TwoWay
+from rnn_jax.interop._formats import InteropError
+from rnn_jax.interop._net import net_of, random_inputs, run_net
+from rnn_jax.unroll import Plan, length_mask
+
+
+def export(
+    cells: Any,
+    params: Any,
+    *,
+    lengths: bool = False,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> jax.export.Exported:
+    """A net with its params as a `jax.export.Exported`, for any batch and any length.
+
+    ``exported.call(xs)``, or ``exported.call(xs, lengths)``, gives ``(state, ys)``: xs is
+    [B, T, D], or [B, T] integer tokens, lengths [B] int32, ys [B, T, O]; a NamedTuple of the state
+    is a dictionary of its fields, so that the process that reads it needs JAX and nothing else:
+
+    ```python
+    Path("net.stablehlo").write_bytes(exported.serialize(vjp_order=1))
+    jax.export.deserialize(Path("net.stablehlo").read_bytes()).call(xs)
+    ```
+
+    Args:
+      cells: any `Cell` or `TwoWay` net, or a list with a cell or a pair of cells a layer.
+      params: what goes with it; they become constants.
+      lengths: whether sequences are padded.
+      platforms: where it will run; it is exported for all of them, wherever this is done.
+
+    Returns:
+      The `Exported`. ``serialize`` wants the package flatbuffers, of the extra `interop`.
+
+    Raises:
+      InteropError: an input that cannot be told from the params: for a cell of your own, give it
+        an `embed` or one of our layers first, or call `jax.export` yourself.
+    """
+    net = cells if isinstance(cells, Cell | TwoWay) else net_of(cells)
+    plan = Plan(project="before")  # "auto" would be the choice of the machine that exports
+
+    def run(xs: Any, sizes: Any = None) -> Any:
+        def one(x: Any, n: Any) -> Any:
+            mask = None if n is None else length_mask(n, x.shape[0])
+            return run_net(net, params, None, x, mask=mask, plan=plan)
+
+        state, ys = jax.vmap(one)(xs, sizes)
+        return plain(state), ys
+
+    x = _input(net, params)
+    B, T = jax.export.symbolic_shape("B, T")
+    given = [jax.ShapeDtypeStruct((B, T, *x.shape[1:]), x.dtype)]
+    given += [jax.ShapeDtypeStruct((B,), jnp.int32)] if lengths else []
+    return jax.export.export(jax.jit(run), platforms=list(platforms))(*given)
+
+
+def _input(net: Any, params: Any) -> Any:
+    """A short input of the net, found by trying vectors and then tokens."""
+    try:
+        vectors = random_inputs(params)
+    except IndexError:
+        raise InteropError(
+            f"params: got {type(params).__name__}, which does not show what input the net takes; "
+            "call jax.export.export on your own function"
+        ) from None
+    for xs in (vectors, jnp.zeros(2, jnp.int32)):
+        try:
+            jax.eval_shape(lambda xs: run_net(net, params, None, xs), xs)
+        except (TypeError, ValueError):
+            continue
+        return xs
+    raise InteropError(f"cells: takes neither {vectors.shape[1:]} numbers a step nor tokens")
+
+
+def plain(tree: Any) -> Any:
+    """NamedTuples as dictionaries of their fields."""
+    if hasattr(tree, "_asdict"):
+        return {name: plain(a) for name, a in tree._asdict().items()}
+    if isinstance(tree, tuple | list):
+        return tuple(map(plain, tree))
+    return tree
+
+
+def register() -> None:
+    """Lets `jax.export` write and read functions of our own params and states, once a process."""
+    for name in sorted(vars(rnn_jax)):
+        kind = getattr(rnn_jax, name)
+        if isinstance(kind, type) and name.endswith(("Params", "State")):
+            try:
+                jax.export.register_namedtuple_serialization(
+                    kind, serialized_name=f"rnn_jax.{name}"
+                )
+            except ValueError:  # it is registered already
+                continue
