@@ -47,14 +47,16 @@ def scan(
     return _run(loop, *leaves) if program.sites else loop.run(leaves, {})[0]
 
 
-class _Kept(NamedTuple):
-    """Which leaf of ys the operand of a site is, one step later, and of the carry before the first.
+class _Source(NamedTuple):
+    """Where the operands of a site in all steps are, after the loop.
 
-    None where it is no output and has to be kept.
+    kind: "kept", put out by the loop; "x", leaf i of xs; "y", leaf i of ys one step before, and in
+    the first step leaf j of the carry.
     """
 
-    y: int | None
-    carry: Any
+    kind: str
+    i: int = 0
+    j: int = 0
 
 
 class _Loop:
@@ -79,7 +81,7 @@ class _Loop:
         for kind, k in self.channels:
             if kind == "p":
                 self.like[kind, k] = (self.sites[k].out.shape, self.sites[k].out.dtype)
-        self.kept = self._kept(counts[2])
+        self.sources = self._sources(counts[2])
 
     def _channels(self, x_numbers: Sequence[int]) -> list[Channel]:
         """What always has the cotangent of each site."""
@@ -94,20 +96,24 @@ class _Loop:
             channels.append(own)
         return channels
 
-    def _kept(self, count: int) -> dict[Any, _Kept]:
-        """One entry for each operand. What the state was is often an output of the step before."""
-        kept: dict[Any, _Kept] = {}
+    def _sources(self, count: int) -> dict[Any, _Source]:
+        """One entry for each operand: what is there anyhow is not kept once more."""
+        found: dict[Any, _Source] = {}
         old = self.program.inputs[self.first_carry :][:count]
+        xs = self.program.inputs[self.first_carry + count :]
         new, ys = self.program.outputs[:count], self.program.outputs[count:]
         for site in self.sites:
             value, order = site.operand
-            if site.kind != "sum":
-                kept[site.operand] = _Kept(None, None)
-                if self.length > 0 and order is None and value in old:
-                    j = old.index(value)
-                    if new[j] in ys:
-                        kept[site.operand] = _Kept(ys.index(new[j]), j)
-        return kept
+            if site.kind == "sum":
+                continue
+            found[site.operand] = _Source("kept")
+            if value in xs and order is None:
+                found[site.operand] = _Source("x", xs.index(value))
+            elif value in old and order is None and self.length > 0:
+                j = old.index(value)
+                if new[j] in ys:
+                    found[site.operand] = _Source("y", ys.index(new[j]), j)
+        return found
 
     def run(self, leaves: Sequence[Array], perturbations: dict[Channel, Array]) -> Any:
         """The scan, and the operands of all steps that are no outputs."""
@@ -126,7 +132,7 @@ class _Loop:
 
             def apply(k: int, operand: Array) -> Array:
                 site, (w, *w_t) = self.sites[k], made[k]
-                if site.operand in self.kept and self.kept[site.operand].y is None:
+                if self.sources.get(site.operand) == _Source("kept"):
                     operands[site.operand] = operand
                 return _perturbed(site.apply(w, operand, *w_t), p.get(("p", k)))
 
@@ -178,12 +184,13 @@ def _(loop: _Loop, leaves: Sequence[Array], tangents: Sequence[Any]) -> Any:
         if site.kind == "sum":
             moves[c] = site.apply(d, moves.get(c, nothing[c]))
             continue
-        y, carry = loop.kept[site.operand]
-        times = partial(site.slope, d)
-        if y is None:
-            move = times(operands[site.operand])
+        source, times = loop.sources[site.operand], partial(site.slope, d)
+        if source.kind == "y":
+            move = _earlier(ys[source.i], first[source.j], times, loop.reverse)
+        elif source.kind == "x":
+            move = times(leaves[loop.first_x + source.i])
         else:
-            move = _earlier(ys[y], first[carry], times, loop.reverse)
+            move = times(operands[site.operand])
         moves[c] = moves[c] + move if c in moves else move
     moved = iter(push([tangents[i] for i in moving], moves))
 

@@ -1643,8 +1643,8 @@ DEFERRED: list[Row] = [
     ),
     (
         "an operand that is turned taken for the state",
-        "if self.length > 0 and order is None and value in old:",
-        "if self.length > 0 and value in old:",
+        "elif value in old and order is None and self.length > 0:",
+        "elif value in old and self.length > 0:",
         deferred("a_state_that_is_a_matrix"),
     ),
     (

@@ -185,7 +185,6 @@ def test_the_vector_of_cudnn(layers: int, both: bool) -> None:
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
     zeros = jnp.zeros((ways * layers, B, H), jnp.float32)
     lengths = jnp.full(B, T, jnp.int32)
-    W_ih, W_hh, b_ih, b_hh = reference.unpack_lstm_weights(vector, D, H, layers, both)
 
     def theirs_of(vector: Any) -> Any:
         parts = reference.unpack_lstm_weights(vector, D, H, layers, both)

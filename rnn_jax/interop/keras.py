@@ -205,7 +205,8 @@ def _from_object(layer: Any) -> Iterator[_Layer]:
         return
     if not layer.built:
         raise InteropError(f"{layer.name!r}: got a layer that is not built; call it, or build() it")
-    yield _Layer(kind, layer.get_config(), [np.asarray(w) for w in layer.get_weights()])
+    to_numpy = import_module("keras").ops.convert_to_numpy
+    yield _Layer(kind, layer.get_config(), [to_numpy(w.value) for w in layer.weights])
 
 
 def _from_file(path: Path) -> Iterator[_Layer]:
@@ -216,6 +217,8 @@ def _from_file(path: Path) -> Iterator[_Layer]:
         raise InteropError(f"path: got {path}, which is no file")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            if not {"config.json", "model.weights.h5"} <= set(archive.namelist()):
+                raise InteropError(f"path: got {path}, which holds no model of Keras")
             model = json.loads(archive.read("config.json"))
             weights = BytesIO(archive.read("model.weights.h5"))
         with h5py.File(weights) as file:
@@ -303,7 +306,12 @@ def to_keras(cells: Any, params: Any) -> Any:
       ImportError: Keras is not installed.
     """
     needs("keras", "peers")
-    keras: Any = import_module("keras")
+    try:
+        keras: Any = import_module("keras")
+    except ImportError as error:
+        raise ImportError(
+            f"Keras cannot start: {error}. Its backend is TensorFlow by default; set KERAS_BACKEND=jax"
+        ) from error
 
     made, weights, D = [], list[Any](), 0
     given: list[Any] = []
