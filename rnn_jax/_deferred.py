@@ -109,7 +109,7 @@ class _Loop:
             found[site.operand] = _Source("kept")
             if value in xs and order is None:
                 found[site.operand] = _Source("x", xs.index(value))
-            elif value in old and order is None and self.length > 0:
+            elif value in old and order is None and site.kind == "product" and self.length > 0:
                 j = old.index(value)
                 if new[j] in ys:
                     found[site.operand] = _Source("y", ys.index(new[j]), j)
@@ -207,10 +207,10 @@ def _earlier(ys: Array, first: Array, times: Callable[[Array], Array], reverse: 
     """
     steps = ys.shape[0]
     before, after = (0, 1) if reverse else (1, 0)
-    made = times(ys[1:] if reverse else ys[:-1])
-    rest = [(0, 0, 0)] * (made.ndim - 1)
-    zero = jnp.zeros((), made.dtype)
-    moved = jax.lax.pad(made, zero, [(before, after, 0), *rest])
+    rest = [(0, 0, 0)] * (ys.ndim - 1)
+    zero = jnp.zeros((), ys.dtype)
+    earlier = ys[1:] if reverse else ys[:-1]
+    moved = times(jax.lax.pad(earlier, zero, [(before, after, 0), *rest]))
     start = times(jnp.where(False, ys[0], first)[None])  # mapped as ys is
     sides = (steps - 1, 0) if reverse else (0, steps - 1)
     return moved + jax.lax.pad(start, zero, [(*sides, 0), *rest])

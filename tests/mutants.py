@@ -1643,8 +1643,8 @@ DEFERRED: list[Row] = [
     ),
     (
         "an operand that is turned taken for the state",
-        "elif value in old and order is None and self.length > 0:",
-        "elif value in old and self.length > 0:",
+        'elif value in old and order is None and site.kind == "product"',
+        'elif value in old and site.kind == "product"',
         deferred("a_state_that_is_a_matrix"),
     ),
     (
