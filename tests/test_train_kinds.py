@@ -1,5 +1,6 @@
 """Other ways to train: nets side by side, batches from the host, any gradient algorithm."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -92,6 +93,15 @@ def streaming() -> train.Run:
     return train.make_train(loss, None, ADAMW, steps_per_call=4)
 
 
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """XLA as users have it: the bits of two programs are compared, which it compiles alike."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("optimized")
 def test_an_iterator_gives_the_same_bits_as_data_on_the_device(streaming: train.Run) -> None:
     expected = train.fit(make(), fresh(), data(), steps=11)
     windows, seen = Windows(), []
@@ -108,6 +118,7 @@ def test_an_iterator_gives_the_same_bits_as_data_on_the_device(streaming: train.
     assert windows.position == 11
 
 
+@pytest.mark.usefixtures("optimized")
 def test_training_ends_where_the_iterator_does(streaming: train.Run) -> None:
     state = train.fit(streaming, fresh(), Windows(end=6), steps=100)
     assert train.step_of(state) == 6

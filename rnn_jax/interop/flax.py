@@ -331,11 +331,13 @@ def wrap_nnx(module: Any, input_shape: int | tuple[int, ...]) -> tuple[Cell, Par
     def step(params: Params, state: Any, x: Any) -> Any:
         return build(params)(state, x)
 
-    trial = build(start)
+    def fixed(state: Any) -> list[Any]:
+        return [_plain(a) for a in jax.tree.leaves(nnx.to_pure_dict(state))]
+
+    before, trial = fixed(rest), build(start)
     trial(init_state(start), jnp.zeros(shape))
-    after = split(trial, nnx.Param, ...)[2]
-    before, after = (jax.tree.leaves(nnx.to_pure_dict(tree)) for tree in (rest, after))
-    if not all(np.array_equal(_plain(a), _plain(b)) for a, b in zip(before, after, strict=True)):
+    after = fixed(split(trial, nnx.Param, ...)[2])
+    if not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
         raise InteropError(
             "module: it changes something beside its carry (dropout, statistics); leave that out "
             "and put rnn_jax.dropout around the Cell"
@@ -345,7 +347,7 @@ def wrap_nnx(module: Any, input_shape: int | tuple[int, ...]) -> tuple[Cell, Par
 
 def _plain(a: Any) -> Any:
     key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(a) if key else a)
+    return np.array(jax.random.key_data(a) if key else a)
 
 
 def wrap_haiku(make: Callable[[], Any], input_shape: int | tuple[int, ...]) -> Cell:
