@@ -217,8 +217,8 @@ def make(config: Config, about: dict[str, Any]) -> Model:
             return algorithm(params, carry, batch, jax.random.fold_in(key, 1))
 
         learned_by = train.Gradient(value_and_grad)
-    init, score = network(config, V).init, evaluator(config, V)
-    return Model(init, learned_by, batch_at, score, carry, sample, "nats per character")
+    net, score = network(config, V), evaluator(config, V)
+    return Model(net.init, learned_by, batch_at, score, carry, sample, "nats per character", net)
 
 
 def compute(config: Config, params: Any) -> Any:

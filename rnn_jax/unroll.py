@@ -226,6 +226,8 @@ def _prepare(
         and jax.default_backend() == "cpu"
         and found is not None
         and not found.reasons
+        # more than one row, such as a table of all tokens, is made once for all steps
+        and all(len(site.out.shape) == 1 for site in found.sites)
     )
 
     def project(inputs: Any) -> Any:

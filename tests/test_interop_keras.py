@@ -149,11 +149,11 @@ def test_one_layer_of_a_model(tmp_path: Path) -> None:
     )
     model.save(tmp_path / "model.keras")
     for source in (model, tmp_path / "model.keras"):
-        with pytest.raises(InteropError, match="got Dense 'dense.*' between recurrent layers"):
+        with pytest.raises(InteropError, match=r"got Dense 'dense.*' between recurrent layers"):
             interop.from_keras(source)
         found = interop.from_keras(source, "second").params[0]
         np.testing.assert_array_equal(found.w_x, interop.from_keras(model.layers[-1]).params[0].w_x)
-        with pytest.raises(InteropError, match="name: got 'third', expected one of .*first"):
+        with pytest.raises(InteropError, match=r"name: got 'third', expected one of .*first"):
             interop.from_keras(source, "third")
 
 

@@ -149,3 +149,17 @@ def test_a_cell_that_looks_at_its_params_takes_the_plain_scan() -> None:
     assert all(
         "looks at the numbers" in why for why in rnn.explain(own, params, None, xs)[2].values()
     )
+
+
+def test_a_table_of_all_tokens_is_made_before_the_loop() -> None:
+    """Once, and not at each step."""
+    reader = rnn.one_hot(rnn.gru(9, 4), 9)
+
+    def project(params, token):  # type: ignore[no-untyped-def]
+        table = jax.vmap(reader.project, (None, 0))(params, jnp.arange(9))
+        return jax.tree.map(lambda rows: rows[token], table)
+
+    cell, params = reader._replace(project=project), reader.init(jax.random.key(0))
+    tokens = jnp.array([3, 1, 4, 1, 5])
+    assert rnn.explain(reader, params, None, tokens).project == "inside"
+    assert rnn.explain(cell, params, None, tokens).project == "before"

@@ -27,7 +27,7 @@ def make(config, about):
         return jnp.mean(jnp.logaddexp(0.0, -ys * jnp.sign(xs.sum(axis=1)))), carry
 
     score = lambda params, xs: {"loss": loss(params, None, xs, None)[0]}  # noqa: E731
-    return Model(CELL.init, loss, minibatch(config.batch), score)
+    return Model(CELL.init, loss, minibatch(config.batch), score, net=CELL)
 
 
 class Say(Use):

@@ -120,6 +120,7 @@ class Model(NamedTuple):
     carry: Callable[[Any, jax.Array], Any] = lambda params, key: None  # before the first window
     sample: Callable[[Any, int], str] | None = None  # (params, seed) -> text
     unit: str = ""  # of the loss, such as "nats per character"
+    net: Any = None  # what `params` are the params of, where it can run elsewhere; see README.md
 
 
 class Trained(NamedTuple):

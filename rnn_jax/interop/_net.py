@@ -366,8 +366,8 @@ def check_same(cells: Any, params: Any, imported: Imported, target: str) -> None
     if not apart < tolerance(xs.dtype):
         raise InteropError(
             f"cells: {target} would differ from this net by {apart:.2g} on random input, so "
-            "nothing is written; it has something that the other library has not (a residual connection, "
-            "the reset of `gru` before the product, another activation)"
+            "nothing is written; it has something that the other library has not (a residual "
+            "connection, the reset of `gru` before the product, another activation)"
         )
 
 

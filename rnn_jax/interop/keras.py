@@ -310,7 +310,8 @@ def to_keras(cells: Any, params: Any) -> Any:
         keras: Any = import_module("keras")
     except ImportError as error:
         raise ImportError(
-            f"Keras cannot start: {error}. Its backend is TensorFlow by default; set KERAS_BACKEND=jax"
+            f"Keras cannot start: {error}. Its backend is TensorFlow by default; "
+            "set KERAS_BACKEND=jax"
         ) from error
 
     made, weights, D = [], list[Any](), 0
