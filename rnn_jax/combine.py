@@ -501,13 +501,21 @@ def _dtype(params: Params) -> Any:
     return floats[0] if floats else jnp.zeros(()).dtype
 
 
-def _output(cell: Cell | TwoWay, params: Params, hidden_size: int | None) -> tuple[int, Any]:
-    """Size and dtype of the output of a cell.
+def inputs(params: Params) -> list[Any]:
+    """Shapes and dtypes of what a net with these params may take in one step.
 
-    A cell does not say what input it takes, so every size that its params have is tried, and then
-    all that is left where something of another size is joined to the input, without computing
-    anything; the cell itself refuses the wrong ones.
+    A net does not say what input it takes, so there is every size that its params have, and then
+    all that is left where something of another size is joined to the input, and a token; the net
+    itself refuses the wrong ones.
     """
+    sizes = sorted({size for leaf in jax.tree.leaves(params) for size in leaf.shape})
+    sizes += sorted({a - b for a in sizes for b in sizes if a > b}.difference(sizes))
+    vectors = [jax.ShapeDtypeStruct((size,), _dtype(params)) for size in sizes]
+    return [*vectors, jax.ShapeDtypeStruct((), jnp.int32)]
+
+
+def _output(cell: Cell | TwoWay, params: Params, hidden_size: int | None) -> tuple[int, Any]:
+    """Size and dtype of the output of a cell."""
     if hidden_size is not None:
         return _checks.positive_int("hidden_size", hidden_size), _dtype(params)
 
@@ -516,10 +524,7 @@ def _output(cell: Cell | TwoWay, params: Params, hidden_size: int | None) -> tup
             return cell.run(params, None, x[None])[1][0]
         return cell.step(params, cell.init_state(params), cell.project(params, x))[1]
 
-    sizes = sorted({size for leaf in jax.tree.leaves(params) for size in leaf.shape})
-    sizes += sorted({a - b for a in sizes for b in sizes if a > b}.difference(sizes))
-    inputs = [jax.ShapeDtypeStruct((size,), _dtype(params)) for size in sizes]
-    for x in [*inputs, jax.ShapeDtypeStruct((), jnp.int32)]:
+    for x in inputs(params):
         try:
             y = jax.eval_shape(output, params, x)
         except (TypeError, ValueError):

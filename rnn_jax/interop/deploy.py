@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 import rnn_jax
 from rnn_jax._types import Cell
-from rnn_jax.combine import TwoWay
+from rnn_jax.combine import TwoWay, inputs
 from rnn_jax.interop._formats import InteropError
-from rnn_jax.interop._net import net_of, random_inputs, run_net
+from rnn_jax.interop._net import net_of, run_net
 from rnn_jax.unroll import Plan, length_mask
 
 
@@ -58,27 +58,24 @@ def export(
 
     x = _input(net, params)
     B, T = jax.export.symbolic_shape("B, T")
-    given = [jax.ShapeDtypeStruct((B, T, *x.shape[1:]), x.dtype)]
+    given = [jax.ShapeDtypeStruct((B, T, *x.shape), x.dtype)]
     given += [jax.ShapeDtypeStruct((B,), jnp.int32)] if lengths else []
     return jax.export.export(jax.jit(run), platforms=list(platforms))(*given)
 
 
 def _input(net: Any, params: Any) -> Any:
-    """A short input of the net, found by trying vectors and then tokens."""
-    try:
-        vectors = random_inputs(params)
-    except IndexError:
-        raise InteropError(
-            f"params: got {type(params).__name__}, which does not show what input the net takes; "
-            "call jax.export.export on your own function"
-        ) from None
-    for xs in (vectors, jnp.zeros(2, jnp.int32)):
+    """Shape and dtype of one step of the input of a net, found by trying what it may be."""
+    for x in inputs(params):
+        xs = jax.ShapeDtypeStruct((2, *x.shape), x.dtype)
         try:
             jax.eval_shape(lambda xs: run_net(net, params, None, xs), xs)
         except (TypeError, ValueError):
             continue
-        return xs
-    raise InteropError(f"cells: takes neither {vectors.shape[1:]} numbers a step nor tokens")
+        return x
+    raise InteropError(
+        f"cells: the params of this net ({type(params).__name__}) do not show what input it takes; "
+        "call jax.export.export on your own function"
+    )
 
 
 def plain(tree: Any) -> Any:
