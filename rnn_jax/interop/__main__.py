@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import rnn_jax
 from rnn_jax import interop
 from rnn_jax.interop import Imported, InteropError
+from rnn_jax.summary import summary
 
 READ = (".safetensors", ".keras", ".h5", ".onnx")
 WRITTEN = (".safetensors", ".keras", ".h5", ".onnx", ".stablehlo")
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         _write(net, params, options.target, kind, options.lengths)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {' '.join(str(error).split())}")
-    print(rnn_jax.summary(params))
+    print(summary(params))
     print(f"written: {options.target}")
 
 

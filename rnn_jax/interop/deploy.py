@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import rnn_jax
+from rnn_jax import attention, combine, gradients, noise
+from rnn_jax import cells as our_cells
 from rnn_jax._types import Cell
 from rnn_jax.combine import TwoWay, inputs
 from rnn_jax.interop._formats import InteropError
@@ -89,12 +90,16 @@ def plain(tree: Any) -> Any:
 
 def register() -> None:
     """Lets `jax.export` write and read functions of our own params and states, once a process."""
-    for name in sorted(vars(rnn_jax)):
-        kind = getattr(rnn_jax, name)
-        if isinstance(kind, type) and name.endswith(("Params", "State")):
-            try:
-                jax.export.register_namedtuple_serialization(
-                    kind, serialized_name=f"rnn_jax.{name}"
-                )
-            except ValueError:  # it is registered already
-                continue
+    public = {
+        name: kind
+        for module in (our_cells, combine, noise, attention, gradients)
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and name.endswith(("Params", "State")) and name[0] != "_"
+    }
+    for name, kind in public.items():
+        if not hasattr(kind, "_fields"):
+            continue
+        try:
+            jax.export.register_namedtuple_serialization(kind, serialized_name=f"rnn_jax.{name}")
+        except ValueError:  # it is registered already
+            continue
