@@ -5,13 +5,13 @@ A file has `LIBRARY`, the module that must be importable, and `LAYERS`: a name a
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import rnn_jax
+from rnn_jax import interop
 
 T, D, H = 6, 3, 4
 
@@ -23,33 +23,30 @@ class Peer(NamedTuple):
     other library through it, and every one of them is compared in its own layout.
     """
 
+    library: str
+    layer: str
     weights: Any  # in the layout of the other library
     state: Any  # in ours
     xs: Any
     theirs: Callable  # (weights, state, xs, cotangents) -> ((state, ys), gradients), as `vjp`
-    to_params: Callable  # (weights) -> params
-    ours: Callable  # (params, state, xs) -> (state, ys)
-    tolerance: float = 1e-10
+    cell: rnn_jax.Cell
 
 
 def single(
-    rng: np.random.Generator,
-    cell: rnn_jax.Cell,
-    weights: Any,
-    theirs: Callable,
-    to_params: Callable,
-    tolerance: float = 1e-10,
+    rng: np.random.Generator, library: str, layer: str, weights: Any, theirs: Callable
 ) -> Peer:
-    """A peer of one cell over one sequence; theirs: (weights, state, xs) -> (state, ys)."""
+    """A layer over one sequence; theirs: (weights, state, xs) -> (state, ys)."""
+    options = {"activation": jax.nn.relu} if layer == "VanillaRNN" else {}
+    cell = getattr(rnn_jax, interop.FORMATS[library, layer].cell)(D, H, **options)
     state = cell.init_state(jax.eval_shape(cell.init, jax.random.key(0)))
     return Peer(
+        library,
+        layer,
         weights=randomize(rng, weights),
         state=randomize(rng, state),
         xs=rng.normal(size=(T, D)),
         theirs=vjp(theirs),
-        to_params=to_params,
-        ours=partial(rnn_jax.unroll, cell),
-        tolerance=tolerance,
+        cell=cell,
     )
 
 

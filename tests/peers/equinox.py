@@ -1,5 +1,6 @@
 """Equinox: weights [gates * H, D], one bias, and a bias inside the reset of the GRU."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,44 +8,31 @@ import numpy as np
 
 import rnn_jax
 from peers import D, H, Peer, single
+from rnn_jax import interop
 
 LIBRARY = "equinox"
 
 
-def lstm(rng: np.random.Generator) -> Peer:
+def peer(rng: np.random.Generator, name: str) -> Peer:
     import equinox
 
-    layer = equinox.nn.LSTMCell(D, H, key=jax.random.key(0))
+    layer = getattr(equinox.nn, name)(D, H, key=jax.random.key(0))
+    leaves = list(interop.FORMATS["equinox", name].leaves)
 
-    def theirs(layer: Any, state: Any, xs: Any) -> Any:
+    def theirs(weights: Any, state: Any, xs: Any) -> Any:
+        where = lambda layer: [getattr(layer, leaf) for leaf in leaves]  # noqa: E731
+        cell = equinox.tree_at(where, layer, [weights[leaf] for leaf in leaves])
+
         def step(state: Any, x: Any) -> Any:
-            state = rnn_jax.LSTMState(*layer(x, tuple(state)))
+            if name == "GRUCell":
+                state = cell(x, state)
+                return state, state
+            state = rnn_jax.LSTMState(*cell(x, tuple(state)))
             return state, state.h
 
         return jax.lax.scan(step, state, xs)
 
-    def to_params(layer: Any) -> Any:
-        return rnn_jax.LSTMParams(layer.weight_ih.T, layer.weight_hh.T, layer.bias, w_c=None)
-
-    return single(rng, rnn_jax.lstm(D, H), layer, theirs, to_params)
+    return single(rng, "equinox", name, {leaf: getattr(layer, leaf) for leaf in leaves}, theirs)
 
 
-def gru(rng: np.random.Generator) -> Peer:
-    import equinox
-
-    layer = equinox.nn.GRUCell(D, H, key=jax.random.key(0))
-
-    def theirs(layer: Any, state: Any, xs: Any) -> Any:
-        def step(state: Any, x: Any) -> Any:
-            state = layer(x, state)
-            return state, state
-
-        return jax.lax.scan(step, state, xs)
-
-    def to_params(layer: Any) -> Any:
-        return rnn_jax.GRUParams(layer.weight_ih.T, layer.weight_hh.T, layer.bias, layer.bias_n)
-
-    return single(rng, rnn_jax.gru_reset_after(D, H), layer, theirs, to_params)
-
-
-LAYERS = {"LSTMCell": lstm, "GRUCell": gru}
+LAYERS = {name: partial(peer, name=name) for name in ("LSTMCell", "GRUCell")}

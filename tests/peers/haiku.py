@@ -1,6 +1,6 @@
 """Haiku: gates i g f o and z r n, 1 added to f in the forward pass, z and 1 - z exchanged."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,38 +13,7 @@ from peers import D, H, Peer, single
 LIBRARY = "haiku"
 
 
-def vanilla(rng: np.random.Generator) -> Peer:
-    def to_params(w: Any) -> Any:  # two biases
-        x, h = w["vanilla_rnn/linear"], w["vanilla_rnn/linear_1"]
-        return rnn_jax.ElmanParams(w_x=x["w"], w_h=h["w"], b=x["b"] + h["b"])
-
-    cell = rnn_jax.elman(D, H, activation=jax.nn.relu)
-    return _peer(rng, "VanillaRNN", cell, to_params)
-
-
-def lstm(rng: np.random.Generator) -> Peer:
-    def to_params(w: Any) -> Any:  # one matrix for x and h
-        i, g, f, o = jnp.split(w["lstm/linear"]["w"], 4, axis=1)
-        w_x, w_h = jnp.split(jnp.concatenate([i, f, g, o], axis=1), [D])
-        i, g, f, o = jnp.split(w["lstm/linear"]["b"], 4)
-        return rnn_jax.LSTMParams(w_x, w_h, b=jnp.concatenate([i, f + 1, g, o]), w_c=None)
-
-    return _peer(rng, "LSTM", rnn_jax.lstm(D, H), to_params)
-
-
-def gru(rng: np.random.Generator) -> Peer:
-    def reorder(w: Any) -> Any:  # sigma(-a) = 1 - sigma(a)
-        z, r, n = jnp.split(w, 3, axis=-1)
-        return jnp.concatenate([r, -z, n], axis=-1)
-
-    def to_params(w: Any) -> Any:
-        w = w["gru"]
-        return rnn_jax.GRUParams(reorder(w["w_i"]), reorder(w["w_h"]), reorder(w["b"]), b_n=None)
-
-    return _peer(rng, "GRU", rnn_jax.gru(D, H), to_params)
-
-
-def _peer(rng: np.random.Generator, name: str, cell: rnn_jax.Cell, to_params: Callable) -> Peer:
+def peer(rng: np.random.Generator, name: str) -> Peer:
     import haiku
 
     def run(state: Any, xs: Any) -> Any:
@@ -56,7 +25,7 @@ def _peer(rng: np.random.Generator, name: str, cell: rnn_jax.Cell, to_params: Ca
     shape = jnp.zeros(H)
     state = rnn_jax.LSTMState(shape, shape) if name == "LSTM" else shape
     weights = layer.init(jax.random.key(0), state, jnp.zeros((2, D)))
-    return single(rng, cell, weights, layer.apply, to_params)
+    return single(rng, "haiku", name, weights, layer.apply)
 
 
-LAYERS = {"VanillaRNN": vanilla, "LSTM": lstm, "GRU": gru}
+LAYERS = {name: partial(peer, name=name) for name in ("VanillaRNN", "LSTM", "GRU")}

@@ -12,6 +12,7 @@ from jax.experimental import rnn
 from experiments.bench.case import Case, Params
 from experiments.bench.entry import Model, Peer, build, read_out
 from experiments.bench.peers import pytorch
+from rnn_jax import interop
 
 
 def model(case: Case) -> Model:
@@ -30,11 +31,7 @@ def model(case: Case) -> Model:
 
 
 def convert(params: Params) -> Any:
-    """One flat array: all matrices, then all biases."""
-    cells = [p for directions in params.layers for p in directions]
-    matrices = [w.T.ravel() for p in cells for w in (p.w_x, p.w_h)]
-    biases = [b for p in cells for b in (p.b, jnp.zeros_like(p.b))]
-    return jnp.concatenate(matrices + biases), params.readout
+    return interop.to_cudnn(params.layers), params.readout
 
 
 JAX = Peer(

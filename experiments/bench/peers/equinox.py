@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from experiments.bench.case import Case
 from experiments.bench.entry import Layer, layered
+from rnn_jax import interop
 
 CELLS = {"lstm": "LSTMCell", "gru_reset_after": "GRUCell"}
 
@@ -17,9 +18,9 @@ def layer(case: Case, D: int) -> Layer:
     cell = getattr(equinox.nn, CELLS[case.cell])(D, case.H, key=jax.random.key(0))
 
     def convert(p: Any) -> Any:
-        arrays = [p.w_x.T, p.w_h.T, p.b] + ([] if case.cell == "lstm" else [p.b_n])
-        names = ["weight_ih", "weight_hh", "bias", "bias_n"][: len(arrays)]
-        return equinox.tree_at(lambda cell: [getattr(cell, n) for n in names], cell, arrays)
+        arrays = interop.dump("equinox", CELLS[case.cell], p)
+        get = lambda cell: [getattr(cell, name) for name in arrays]  # noqa: E731
+        return equinox.tree_at(get, cell, list(arrays.values()))
 
     def run(cell: Any, xs: Any, lengths: Any, reverse: bool) -> Any:
         def step(state: Any, x: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from experiments.bench.case import Case
 from experiments.bench.entry import Layer, layered
+from rnn_jax import interop
 
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "elman": ("SimpleRNN", {}),
@@ -40,18 +41,10 @@ def layer(case: Case, D: int) -> Layer:
         return jnp.flip(ys, 1) if reverse else ys
 
     def convert(p: Any) -> Any:
-        if "gru" not in case.cell:
-            return [p.w_x, p.w_h, p.b]
-        b_h = jnp.zeros_like(p.b)
-        b = p.b if p.b_n is None else jnp.stack([p.b, b_h.at[-case.H :].set(p.b_n)])
-        return [_reorder(a) for a in (p.w_x, p.w_h, b)]
+        name = "GRU reset_after" if options.get("reset_after") else kind
+        return list(interop.dump("keras", name, p).values())
 
     return Layer(convert, run)
-
-
-def _reorder(a: Any) -> Any:
-    r, z, n = jnp.split(a, 3, axis=-1)
-    return jnp.concatenate([z, r, n], axis=-1)
 
 
 PEER = layered("Keras", "keras", layer, CELLS)

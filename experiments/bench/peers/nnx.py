@@ -1,5 +1,6 @@
 """Flax nnx: `RNN` over its cells, with one Dense for all gates of x and one for those of h."""
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 
 from experiments.bench.case import Case
 from experiments.bench.entry import Layer, layered
+from rnn_jax import interop
 
 CELLS = {"elman": "SimpleCell", "lstm": "OptimizedLSTMCell"}  # its GRU lacks a bias of ours
 
@@ -16,17 +18,12 @@ def layer(case: Case, D: int) -> Layer:
     cell = getattr(nnx, CELLS[case.cell])(D, case.H, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(cell, nnx.Param, ...)
 
-    def convert(p: Any) -> Any:
-        x, h = {"kernel": p.w_x}, {"kernel": p.w_h}
-        (h if case.cell == "lstm" else x)["bias"] = p.b
-        return {"dense_i": x, "dense_h": h}
-
     def run(weights: Any, xs: Any, lengths: Any, reverse: bool) -> Any:
         new = jax.tree.unflatten(jax.tree.structure(params), jax.tree.leaves(weights))
         rnn = nnx.RNN(nnx.merge(graph, new, rest), reverse=reverse, keep_order=True)
         return rnn(xs, seq_lengths=lengths)
 
-    return Layer(convert, run)
+    return Layer(partial(interop.dump, "nnx", CELLS[case.cell]), run)
 
 
 PEER = layered("Flax nnx", "flax", layer, CELLS)

@@ -1,6 +1,7 @@
 """PyTorch: its recurrent layers, all layers and directions in one, eager as it is used."""
 
 import os
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -10,19 +11,18 @@ import numpy as np
 
 from experiments.bench.case import Case, O, Params, Problem
 from experiments.bench.entry import ADAM, Entry, Peer
+from rnn_jax import interop
 
 LAYERS = {"elman": "RNN", "lstm": "LSTM", "gru_reset_after": "GRU"}
 
 
-def convert(params: Params) -> dict[str, Any]:
-    """Two biases whose sum is ours; those of n in a GRU stay apart."""
+def convert(case: Case, params: Params) -> dict[str, Any]:
     weights: dict[str, Any] = {}
     for layer, directions in enumerate(params.layers):
         for p, suffix in zip(directions, ("", "_reverse"), strict=False):
-            b_h = jnp.zeros_like(p.b)
-            if getattr(p, "b_n", None) is not None:
-                b_h = b_h.at[-len(p.b_n) :].set(p.b_n)
-            arrays = {"weight_ih": p.w_x.T, "weight_hh": p.w_h.T, "bias_ih": p.b, "bias_hh": b_h}
+            arrays = interop.dump("torch", LAYERS[case.cell], p)
+            for name, other in (("bias_ih", "bias_hh"), ("bias_hh", "bias_ih")):
+                arrays.setdefault(name, jnp.zeros_like(arrays[other]))
             weights |= {f"0.{name}_l{layer}{suffix}": a for name, a in arrays.items()}
     if params.readout is not None:
         weights |= {"1.weight": params.readout[0].T, "1.bias": params.readout[1]}
@@ -33,7 +33,7 @@ def build(problem: Problem, device: str = "cpu") -> Entry:
     torch: Any = import_module("torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = problem.case
-    weights, to_ours = jax.vjp(convert, problem.params)
+    weights, to_ours = jax.vjp(partial(convert, case), problem.params)
     net = _net(torch, case)
     net.load_state_dict({name: torch.tensor(np.asarray(a)) for name, a in weights.items()})
     net.to(device)
