@@ -1,10 +1,13 @@
 """README.md and the page on speed are run: their examples, and what its command lines name."""
 
+import contextlib
 import importlib.util
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +40,17 @@ PAGES = {
 }
 PYTHON = [(page, *block) for page, text in PAGES.items() for block in blocks(text, "python")]
 COMMANDS = command_lines(README)
+HEAVY = ("torch", "flax", "onnxruntime", "keras")  # skipped where they are not installed
+
+
+@contextlib.contextmanager
+def promotion(heavy: list[str]) -> Iterator[None]:
+    """Other libraries promote as JAX does by default; the strict setting is one of the tests."""
+    with contextlib.ExitStack() as stack:
+        if heavy:
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
+        yield
 
 
 @pytest.mark.parametrize(
@@ -47,9 +61,13 @@ COMMANDS = command_lines(README)
 def test_python_blocks_run(
     page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    heavy = [n for n in HEAVY if re.search(rf"^(import|from) {n}\b", code, re.MULTILINE)]
+    for library in heavy:
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     padded = "\n" * (line - 1) + code  # so that a traceback names the line of the page
-    exec(compile(padded, str(ROOT / page), "exec"), {"__name__": "__main__"})
+    with promotion(heavy):
+        exec(compile(padded, str(ROOT / page), "exec"), {"__name__": "__main__"})
 
 
 def test_the_first_example_is_short() -> None:
