@@ -4,8 +4,10 @@ A row is ``(what is wrong, old text, new text, tests)``. The old text occurs exa
 file; the tests are as few and as fast as do it.
 """
 
+import os
 from typing import NamedTuple
 
+import mutants_interop
 from mutants_gradients import ALGORITHMS, LABORATORY
 
 Row = tuple[str, str, str, str | tuple[str, ...]]
@@ -1990,6 +1992,12 @@ CRF: list[Row] = [
 ]
 
 MUTANTS = [
+    *(
+        Mutant(
+            f"interop: {name}", os.path.normpath(f"rnn_jax/interop/{file}.py"), old, new, (test,)
+        )
+        for name, file, old, new, test in mutants_interop.ROWS
+    ),
     *table("elman", "rnn_jax/cells/elman.py", ELMAN),
     *table("lstm", "rnn_jax/cells/lstm.py", LSTM),
     *table("gru", "rnn_jax/cells/gru.py", GRU),

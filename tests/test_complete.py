@@ -22,7 +22,7 @@ import experiments
 import rnn_jax
 from experiments.harness.application import Application
 from experiments.harness.study import Study
-from rnn_jax import gradients, losses
+from rnn_jax import gradients, interop, losses
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -52,6 +52,29 @@ ORACLES = {
     "binary_cross_entropy": "test_losses.py::test_mean_over_valid_entries",
     "cross_entropy": "test_losses.py::test_mean_over_valid_entries",
     "squared_error": "test_losses.py::test_mean_over_valid_entries",
+    "as_linen_cell": "test_interop_flax.py::test_cells_inside_their_loops",
+    "as_linen_module": "test_interop_flax.py::test_modules_give_the_bits_of_unroll",
+    "as_nnx_cell": "test_interop_flax.py::test_cells_inside_their_loops",
+    "as_nnx_module": "test_interop_flax.py::test_modules_give_the_bits_of_unroll",
+    "dump": "test_peers.py::test_same_outputs_states_and_gradients",
+    "export": "test_interop_deploy.py::test_a_file_runs_in_a_process_without_us",
+    "from_cudnn": "test_interop_torch.py::test_the_vector_of_cudnn",
+    "from_keras": "test_interop_keras.py::test_equals_keras",
+    "from_onnx": "test_interop_onnx.py::test_equals_onnxruntime",
+    "from_safetensors": "test_interop_torch.py::test_safetensors",
+    "from_torch": "test_interop_torch.py::test_equals_pytorch",
+    "identify": "test_interop_torch.py::test_identify",
+    "load": "test_peers.py::test_same_outputs_states_and_gradients",
+    "register": "test_interop_deploy.py::test_our_own_types_are_written_and_read",
+    "to_cudnn": "test_interop_torch.py::test_the_vector_of_cudnn",
+    "to_keras": "test_interop_keras.py::test_equals_keras",
+    "to_onnx": "test_interop_onnx.py::test_a_net_runs_in_onnxruntime",
+    "to_safetensors": "test_interop_torch.py::test_safetensors",
+    "to_torch": "test_interop_torch.py::test_equals_pytorch",
+    "wrap_equinox": "test_interop_flax.py::test_a_cell_of_another_library_is_a_cell",
+    "wrap_haiku": "test_interop_flax.py::test_a_cell_of_another_library_is_a_cell",
+    "wrap_linen": "test_interop_flax.py::test_a_cell_of_another_library_is_a_cell",
+    "wrap_nnx": "test_interop_flax.py::test_a_cell_of_another_library_is_a_cell",
 }
 
 
@@ -62,11 +85,11 @@ def functions(module: Any) -> dict[str, Callable[..., Any]]:
     return {name: f for name, f in own.items() if not name.startswith("_")}
 
 
-FUNCTIONS = functions(gradients) | functions(losses)
+FUNCTIONS = functions(gradients) | functions(losses) | functions(interop)
 
 
 def source(function: Callable[..., Any]) -> Path:
-    return Path(inspect.getfile(function)).relative_to(ROOT)
+    return Path(inspect.getfile(inspect.unwrap(function))).relative_to(ROOT)
 
 
 def without_mutants(named: dict[str, Callable[..., Any]]) -> list[str]:

@@ -109,7 +109,7 @@ def test_the_bits_are_those_of_unroll() -> None:
 
 
 def test_our_own_types_are_written_and_read() -> None:
-    """A function of the params and of the state is exported as it stands."""
+    """A function of the params and of the state is exported as it stands, since `register` ran."""
     net = NETS["tagger"]
     params = net.init(jax.random.key(0))
     state = net.init_state(params)

@@ -365,6 +365,14 @@ def close(a: Any, b: Any, tolerance: float) -> None:
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * scale)
 
 
+def test_equinox_puts_out_h() -> None:
+    """The state is (h, c), and the output its first part."""
+    cell, params = WRAPPED["equinox LSTMCell"]()
+    state, ys = rnn.unroll(cell, params, None, inputs("lstm"))
+    np.testing.assert_array_equal(ys[-1], state[0])
+    assert float(jnp.abs(ys[-1] - state[1]).max()) > 1e-3
+
+
 def test_cells_that_cannot_be_wrapped() -> None:
     class Noisy(nn.RNNCellBase):
         @nn.compact

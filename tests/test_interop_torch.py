@@ -215,6 +215,7 @@ def lstm_weights() -> dict[str, Any]:
     return {k: a.numpy() for k, a in module_of("LSTM").state_dict().items()}
 
 
+W = np.eye(3, dtype=np.float32)
 BAD: dict[str, tuple[Any, str]] = {
     "an RNN without activation": (
         lambda: interop.from_torch(module_of("RNN tanh").state_dict()),
@@ -223,6 +224,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "left over": (
         lambda: interop.from_torch(lstm_weights() | {"gain": np.ones(3)}),
         "weights: got gain, expected those of a recurrent layer",
+    ),
+    "left over in one layer": (
+        lambda: interop.load("torch", "RNN", {"weight_ih": W, "weight_hh": W, "gain": W}),
+        "weights: got gain, for which elman has no place; expected weight_ih",
+    ),
+    "no such layer": (
+        lambda: interop.load("torch", "QRNN", {}),
+        r"library, layer: got \('torch', 'QRNN'\), expected one of \('torch', 'RNN'\)",
     ),
     "missing": (
         lambda: interop.from_torch({"weight_ih_l0": np.ones((16, 3))}),

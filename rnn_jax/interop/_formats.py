@@ -287,7 +287,7 @@ def _found(form: Format, flat: dict[str, Any]) -> dict[str, Any]:
             found[max(fits, key=len)] = a
     if left:
         raise InteropError(
-            f"weights: got {', '.join(sorted(left))}, for which a {form.cell} has no place; "
+            f"weights: got {', '.join(sorted(left))}, for which {form.cell} has no place; "
             f"expected {', '.join(names)}"
         )
     return found
