@@ -7,7 +7,6 @@ products. All that reads or runs a jaxpr stands here.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal, subjaxprs
 
+from rnn_jax._activations import sigmoid, tanh
 from rnn_jax._product import product, shifted
 from rnn_jax._types import Array, is_float
 
@@ -41,6 +41,8 @@ VIEWS = {
     "transpose",
 }
 SUMS = {"add", "add_any"}
+# The same numbers, with a derivative that keeps one array and not two.
+LEAN = {"logistic": sigmoid, "tanh": tanh}
 # JAX transposes these when it differentiates a scan, but not once they have been linearized.
 NOT_LINEARIZED = {"cond", "while", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 HINT = "not in x @ w, x + b or w[token]"
@@ -102,6 +104,7 @@ class _Op(NamedTuple):
     name: str
     run: Callable[..., Sequence[Any]]
     site: int | None = None
+    options: str = ""
 
 
 class Program:
@@ -152,8 +155,10 @@ class Program:
         self._closed_over, self.closed_over = list(traced), list(traced.values())
         self.inputs, self.outputs = reading.inputs, reading.outputs
         self.avals = reading.avals
-        self._uses = Counter(i for op in self._ops for i in op.ins) + Counter(self.outputs)
-        self._readers = {i: op for op in self._ops for i in op.ins}
+        self._readers: dict[int, list[_Op]] = {}
+        for op in self._ops:
+            for i in dict.fromkeys(op.ins):
+                self._readers.setdefault(i, []).append(op)
 
     def _refuse(self, leaves: Sequence[int], why: str) -> None:
         self.reasons |= dict.fromkeys(leaves, why)
@@ -194,15 +199,23 @@ class Program:
             values.update(zip(op.outs, outs, strict=True))
         return self._out_tree.unflatten([values[i] for i in self.outputs])
 
-    def end(self, value: int) -> int:
-        """The last value that always has the cotangent of this one: a sum that it is a term of."""
-        while self._uses[value] == 1 and value in self._readers:
-            reader = self._readers[value]
-            if reader.name not in SUMS or _typed(self.avals[value]) != _typed(
-                self.avals[reader.outs[0]]
-            ):
-                break
-            value = reader.outs[0]
+    def end(self, value: int) -> Any:
+        """What the cotangent of a value follows from: equal for values that always have the same.
+
+        The terms of a sum have that of the sum, and what is only read in parts, as the gates side
+        by side are, has those of its parts. Where more is done with a value it is its number.
+        """
+        readers = self._readers.get(value, [])
+        if not readers or value in self.outputs:
+            return value
+        first = readers[0]
+        kind = self.avals[value]
+        if len(readers) == 1 and first.name in SUMS and first.ins.count(value) == 1:
+            total = self.avals[first.outs[0]]
+            return self.end(first.outs[0]) if _typed(total) == _typed(kind) else value
+        if all(op.name in ("split", "slice") for op in readers):
+            parts = [(op.options, *map(self.end, op.outs)) for op in readers]
+            return kind.shape, str(kind.dtype), *parts
         return value
 
     def result(self, site: int) -> int:
@@ -298,7 +311,8 @@ class _Reading:
                 values = [np.asarray(self.known[i]) for i in ins]
                 self.known[outs[0]] = INDICES[eqn.primitive.name](eqn.params, *values)
             elif not parts:
-                self.ops.append(_Op(tuple(ins), outs, eqn.primitive.name, _bound(eqn)))
+                name, options = eqn.primitive.name, str(sorted(eqn.params.items()))
+                self.ops.append(_Op(tuple(ins), outs, name, _bound(eqn), None, options))
             else:
                 try:
                     self._use(eqn, ins, outs)
@@ -480,6 +494,8 @@ class _Reading:
 def _bound(eqn: Any) -> Callable[..., Sequence[Any]]:
     """An operation as a function of its arguments alone."""
     primitive = eqn.primitive
+    if primitive.name in LEAN and eqn.params.get("accuracy") is None:
+        return lambda x: [LEAN[primitive.name](x)]
     options = primitive.get_bind_params(eqn.params)
 
     def run(*values: Any) -> Sequence[Any]:

@@ -1754,9 +1754,21 @@ JAXPRS: list[Row] = [
         jaxprs("a_weight_that_comes_out_is_no_weight"),
     ),
     (
+        "parts of unequal wholes have one cotangent",
+        "return kind.shape, str(kind.dtype), *parts",
+        "return tuple(parts)",
+        deferred("what_is_deferred[parts of unequal sums]"),
+    ),
+    (
+        "parts in another order have one cotangent",
+        "parts = [(op.options, *map(self.end, op.outs)) for op in readers]",
+        "parts = [op.options for op in readers]",
+        deferred("what_is_deferred[in parts that differ]"),
+    ),
+    (
         "what is read twice has the cotangent of one sum",
-        "while self._uses[value] == 1 and value in self._readers:",
-        "while value in self._readers:",
+        "if len(readers) == 1 and first.name in SUMS",
+        "if readers[-1].name in SUMS and (first := readers[-1])",
         deferred("what_is_deferred[read twice]"),
     ),
     (

@@ -422,6 +422,21 @@ DEFERRED: dict[str, Recurrence] = {  # how w is used
     "einsum": lambda p, h: jnp.einsum("i,io->o", h, p["w"]),
     "einsum from the left": lambda p, h: jnp.einsum("oi,bi->ob", p["w"], both(h)).sum(1),
     "over two axes": lambda p, h: jnp.einsum("ijo,ij->o", p["w"].reshape(2, 2, H), h.reshape(2, 2)),
+    "in parts before a sum": lambda p, h: jnp.concatenate(
+        [
+            jnp.sin(a + b)
+            for a, b in zip(jnp.split(h @ p["w"], 2), jnp.split((2 * h) @ p["w"].T, 2), strict=True)
+        ]
+    ),
+    "in parts that differ": lambda p, h: jnp.concatenate(
+        [
+            jnp.sin(jnp.split(h @ p["w"], 2)[0] + jnp.split((2 * h) @ p["w"].T, 2)[1]),
+            jnp.cos(jnp.split(h @ p["w"][::-1], 2)[1]),
+        ]
+    ),
+    "parts of unequal sums": lambda p, h: jnp.tile(
+        jnp.sin((h @ p["w"])[:2] + (h @ p["w"][:, :3])[:2]), 2
+    ),
     "read twice": lambda p, h: (lambda z: jnp.sin(z) + z + (2 * h) @ p["w"].T)(h @ p["w"]),
     "turned in a sum": lambda p, h: (p["w"] @ both(h).T + jnp.outer(h, h) @ p["w"][:, :2]).sum(1),
     "two axes out": lambda p, h: jnp.einsum("iab,i->ab", p["w"].reshape(H, 2, 2), h).reshape(H),

@@ -14,6 +14,7 @@ LAYERS = (
     "_types",
     "_remember",
     "_checks",
+    "_activations",
     "initializers",
     "cells",
     "summary",

@@ -52,6 +52,8 @@ class Config(Options):
     """Entries to compare with, by a part of the name, such as torch or linen; default: all."""
     plans: bool = False
     """Compare the plans of our unroll with its default, instead of other libraries."""
+    interop: bool = False
+    """Compare cells of other libraries under our unroll, converted and wrapped, with our cells."""
 
     seconds: float = 20.0
     """How long the rounds of a row go on."""
@@ -76,6 +78,8 @@ def chosen(config: Config) -> tuple[Peer, ...]:
     """The entries to compare with; raises BadInput for a name that is part of none."""
     if config.plans:
         return peers.PLANS
+    if config.interop:
+        return peers.INTEROP
     known = peers.PEERS + (peers.GPU_PEERS if jax.default_backend() == "gpu" else ())
     for name in config.peers:
         if not any(name.lower() in peer.name.lower() for peer in known):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from rnn_jax import _checks, initializers
+from rnn_jax._activations import sigmoid, tanh
 from rnn_jax._remember import remembered
 from rnn_jax._types import Array, Cell, Initializer, Key
-from rnn_jax.cells.activations import sigmoid, tanh
 
 
 class LSTMParams(NamedTuple):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax import cells as our_cells
+from rnn_jax._activations import sigmoid, tanh
 from rnn_jax._types import Array, Cell, Params, State, is_float
 from rnn_jax.cells import ElmanParams, GRUParams, LSTMParams
-from rnn_jax.cells.activations import sigmoid, tanh
 from rnn_jax.combine import (
     EmbedParams,
     ReadoutParams,

@@ -12,6 +12,7 @@ from experiments.bench.peers import (
     cudnn,
     equinox,
     haiku,
+    interop,
     keras,
     linen,
     nnx,
@@ -24,6 +25,7 @@ from experiments.harness.measure import check_same
 
 OURS = ours.OURS
 PLANS = ours.PLANS
+INTEROP = interop.PEERS
 PEERS: tuple[Peer, ...] = (
     linen.PEER,
     nnx.PEER,
