@@ -958,13 +958,13 @@ TRAIN_KINDS: list[Row] = [
         "the first batch of a stack again and again",
         "lambda batches: batches[i], data",
         "lambda batches: batches[0], data",
-        kinds("an_iterator_gives_the_same_bits_as_data_on_the_device"),
+        kinds("an_iterator_trains_as_data_on_the_device_do"),
     ),
     (
         "a batch too many taken",
         "itertools.islice(data, chunk)",
         "itertools.islice(data, run.steps_per_call)",
-        kinds("an_iterator_gives_the_same_bits_as_data_on_the_device"),
+        kinds("an_iterator_trains_as_data_on_the_device_do"),
     ),
     (
         "the end of the iterator counts as full",

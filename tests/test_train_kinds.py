@@ -1,6 +1,5 @@
 """Other ways to train: nets side by side, batches from the host, any gradient algorithm."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -93,16 +92,17 @@ def streaming() -> train.Run:
     return train.make_train(loss, None, ADAMW, steps_per_call=4)
 
 
-@pytest.fixture
-def optimized() -> Iterator[None]:
-    """XLA as users have it: the bits of two programs are compared, which it compiles alike."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+def assert_same(a: train.TrainState, b: train.TrainState) -> None:
+    """To rounding: XLA compiles two programs, and may sum in another order."""
+    assert train.step_of(a) == train.step_of(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        elif not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.usefixtures("optimized")
-def test_an_iterator_gives_the_same_bits_as_data_on_the_device(streaming: train.Run) -> None:
+def test_an_iterator_trains_as_data_on_the_device_do(streaming: train.Run) -> None:
     expected = train.fit(make(), fresh(), data(), steps=11)
     windows, seen = Windows(), []
     found = train.fit(
@@ -112,17 +112,16 @@ def test_an_iterator_gives_the_same_bits_as_data_on_the_device(streaming: train.
         steps=11,
         every=[(3, lambda state: seen.append((train.step_of(state), windows.position)))],
     )
-    assert bits(found) == bits(expected)
+    assert_same(found, expected)
     # when a hook is called, the batches of its updates are taken, and no others
     assert seen == [(3, 3), (6, 6), (9, 9)]
     assert windows.position == 11
 
 
-@pytest.mark.usefixtures("optimized")
 def test_training_ends_where_the_iterator_does(streaming: train.Run) -> None:
     state = train.fit(streaming, fresh(), Windows(end=6), steps=100)
     assert train.step_of(state) == 6
-    assert bits(state) == bits(train.fit(make(), fresh(), data(), steps=6))
+    assert_same(state, train.fit(make(), fresh(), data(), steps=6))
 
 
 def test_batches_want_an_iterator(streaming: train.Run) -> None:
