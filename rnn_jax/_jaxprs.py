@@ -254,6 +254,13 @@ class _Unfit(Exception):
     """A weight is used in a way that cannot be deferred."""
 
 
+class _Joined(NamedTuple):
+    """A value that others make side by side."""
+
+    values: tuple[int, ...]
+    axis: int
+
+
 class _Reading:
     """One pass over a jaxpr: values become numbers, parts of the params are told from the rest."""
 
@@ -264,6 +271,7 @@ class _Reading:
         self.parts: dict[int, Part] = {}
         self.avals: dict[int, Any] = {}
         self.failed: dict[int, str] = {}
+        self.joined: dict[int, _Joined] = {}
         jaxpr = program.jaxpr
         names: dict[Any, int] = {}
         self.inputs = [self._new(v, names) for v in jaxpr.invars]
@@ -313,6 +321,8 @@ class _Reading:
             elif not parts:
                 name, options = eqn.primitive.name, str(sorted(eqn.params.items()))
                 self.ops.append(_Op(tuple(ins), outs, name, _bound(eqn), None, options))
+                if name == "concatenate" and len(ins) > 1:
+                    self.joined[outs[0]] = _Joined(tuple(ins), eqn.params["dimension"])
             else:
                 try:
                     self._use(eqn, ins, outs)
@@ -384,6 +394,10 @@ class _Reading:
             raise _Unfit(f"it is used in a product of {x.dtype} and {w.dtype}; cast one of them")
         part = self.parts[ins[side]]
         (of_w, of_x) = contracted[side], contracted[1 - side]
+        joined = self.joined.get(ins[1 - side])
+        if joined and of_x == (joined.axis,):
+            self._product_of_joined(eqn, joined, side, ins[side], of_w[0], outs[0])
+            return
         free_w = [i for i in range(w.ndim) if i not in of_w]
         free_x = [i for i in range(x.ndim) if i not in of_x]
         width, tail = _size(w.shape[i] for i in of_w), tuple(w.shape[i] for i in free_w)
@@ -416,6 +430,33 @@ class _Reading:
             finish=finish if turned or len(tail) != 1 else None,
         )
         self._site(site, prepare, "product", outs)
+
+    def _product_of_joined(
+        self, eqn: Any, joined: "_Joined", side: int, w: int, axis: int, out: int
+    ) -> None:
+        """[x, h] @ w as x @ w_x + h @ w_h: what is not differentiated needs no way back."""
+        part, kind, start, total = self.parts[w], self.avals[w], 0, None
+        for x in joined.values:
+            end = start + self.avals[x].shape[joined.axis]
+            rows = self._fresh(jax.eval_shape(lambda a, i=start, j=end: _cut(a, i, j, axis), kind))
+
+            def view(leaves: Any, i: int = start, j: int = end) -> Array:
+                return _cut(part.view(leaves), i, j, axis)
+
+            self.parts[rows] = Part(part.leaves, view, self.avals[rows].shape)
+            term = self._fresh(self.avals[out])
+            self._product(eqn, [rows, x] if side == 0 else [x, rows], (term,))
+            if total is not None:
+                last = out if x == joined.values[-1] and end == kind.shape[axis] else None
+                added = self._fresh(self.avals[out]) if last is None else last
+                self.ops.append(_Op((total, term), (added,), "add", lambda a, b: [a + b]))
+                term = added
+            total, start = term, end
+
+    def _fresh(self, aval: Any) -> int:
+        number = len(self.avals)
+        self.avals[number] = aval
+        return number
 
     def _sum(self, eqn: Any, ins: list[int], outs: tuple[int, ...]) -> None:
         side = 0 if ins[0] in self.parts else 1
@@ -503,6 +544,10 @@ def _bound(eqn: Any) -> Callable[..., Sequence[Any]]:
         return outs if primitive.multiple_results else [outs]
 
     return run
+
+
+def _cut(a: Array, start: int, end: int, axis: int) -> Array:
+    return jax.lax.slice_in_dim(a, start, end, axis=axis)
 
 
 def _as_it_is(x: Array) -> Sequence[Array]:

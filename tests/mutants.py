@@ -1754,6 +1754,12 @@ JAXPRS: list[Row] = [
         jaxprs("a_weight_that_comes_out_is_no_weight"),
     ),
     (
+        "rows of the first term for all terms",
+        "return _cut(part.view(leaves), i, j, axis)",
+        "return _cut(part.view(leaves), 0, j - i, axis)",
+        deferred("what_is_deferred[h and more]"),
+    ),
+    (
         "parts of unequal wholes have one cotangent",
         "return kind.shape, str(kind.dtype), *parts",
         "return tuple(parts)",

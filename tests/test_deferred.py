@@ -444,6 +444,11 @@ DEFERRED: dict[str, Recurrence] = {  # how w is used
     "left of @": lambda p, h: p["w"] @ h,
     "left of @ a matrix": lambda p, h: (p["w"] @ both(h).T).sum(1),
     "joined": lambda p, h: jnp.concatenate([h, h]) @ jnp.concatenate([p["w"], p["w"].T]),
+    "h and more": lambda p, h: (
+        jnp.concatenate([jnp.cos(h[:1]), h, h[:2]])
+        @ jnp.concatenate([p["w"][:1], p["w"], p["w"][2:]])
+    ),
+    "from the left of h and more": lambda p, h: p["w"] @ jnp.concatenate([h[:1], jnp.sin(h[1:])]),
     "split": lambda p, h: jnp.concatenate([h @ w for w in jnp.split(p["w"], 2, axis=1)]),
     "also scaled": lambda p, h: h @ p["w"] + h @ (2 * p["w"]),
     "through a fixed mask": lambda p, h: h @ (p["w"] * np.tri(H)),
