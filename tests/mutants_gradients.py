@@ -109,6 +109,12 @@ RTRL = [
 ]
 SPARSE = [
     (
+        "a complex number is two units",
+        "parts.append(start + (np.arange(2 * size) ^ 1))",
+        "parts.append(start + np.arange(2 * size))",
+        sparse("snap_1_is_exact_on_a_diagonal[lru]"),
+    ),
+    (
         "no immediate influence",
         "return M + jnp.where(self.has_I, I, jnp.zeros_like(I))",
         "return M",

@@ -322,6 +322,14 @@ def test_newton_options() -> None:
         gradients.newton(cell, params, None, xs, jacobian="half")
 
 
+@pytest.mark.parametrize("name", ["lru", "user"])
+def test_snap_1_is_exact_on_a_diagonal(name: str) -> None:
+    """Real or complex: both parts of a complex number are one unit."""
+    cell, params, xs, targets = diagonal(name)
+    found = gradients.snap(cell, loss, n=1)(params, None, xs, targets)
+    assert distance(found, exact(cell, params, xs, targets)) < 1e-12
+
+
 def test_elementwise_traces_are_as_small_as_the_params() -> None:
     cell, params, xs, _ = diagonal("eye_lstm")
     carry = gradients.elementwise_rtrl(cell, loss).init(params, xs[0])

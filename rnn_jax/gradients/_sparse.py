@@ -5,6 +5,7 @@ are evaluated at random params, states and inputs, and an entry belongs to the p
 nonzero at any of them. Zeros in the data, or in the weights of the user, play no part.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,7 +48,34 @@ def pattern(step: Step, change: Callable[[Step], Step] = lambda step: step) -> P
         n, P = step.h.size, step.theta.size
         nothing = tuple(jnp.zeros((n, size), bool) for size in (P, P, n))
         found, _ = jax.lax.scan(nonzero, nothing, jnp.arange(probes, dtype=jnp.int32))
-    return Pattern(*map(np.asarray, found))
+    state, params = other_part(like[1]), other_part(like[0])
+    start, I, D = map(np.asarray, found)
+    return Pattern(
+        _joined(start, state, params), _joined(I, state, params), _joined(D, state, state)
+    )
+
+
+def other_part(tree: Any) -> np.ndarray:
+    """[n] int: where the imaginary part of each real one is in `ravel`, and the other way round.
+
+    A complex number is one unit: what reaches one part of it reaches the other in the next step.
+    """
+    parts, start = [], 0
+    for a in jax.tree.leaves(tree):
+        if is_float(a):
+            size = math.prod(a.shape)
+            if jnp.issubdtype(a.dtype, jnp.complexfloating):
+                parts.append(start + (np.arange(2 * size) ^ 1))
+                size *= 2
+            else:
+                parts.append(start + np.arange(size))
+            start += size
+    return np.concatenate(parts) if parts else np.zeros(0, int)
+
+
+def _joined(a: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    a = a | a[rows]
+    return a | a[:, columns]
 
 
 def random_like(like: Any, i: Array) -> Any:

@@ -16,8 +16,9 @@ def snap(cell: Cell, loss: StepLoss, n: int) -> Online:
     ``mask_1`` is where I_t can be nonzero: in a simple recurrent net, a weight and the unit that
     it feeds, in an LSTM its h and c. ``mask_n`` adds what D reaches in n - 1 steps more. The masks
     follow from the cell, never from the data. Biased, exact once the mask is full (a dense net:
-    n = 2), or where the units do not see each other. To have a sparse recurrent net profit, write
-    the zeros into its cell: ``h @ (params.w_h * pattern)``.
+    n = 2), or where no number of the state sees another, a complex one being one number (a diagonal
+    recurrence). To have a sparse recurrent net profit, write the zeros into its cell:
+    ``h @ (params.w_h * pattern)``.
 
     Memory K P with at most K entries a parameter (1, 2, ... for n = 1; all of the state, as RTRL,
     in a `gru`, whose reset gate reaches all units at once: `gru_reset_after` keeps it sparse).
