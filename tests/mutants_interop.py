@@ -64,6 +64,7 @@ ROWS = [
     ("to_onnx: lengths ignored", "onnx", 'inputs = [x, stacked("W"), stacked("R"), stacked("B"), sizes]', 'inputs = [x, stacked("W"), stacked("R"), stacked("B"), ""]', O + "a_net_runs_in_onnxruntime[lstm-lengths]"),
     ("to_onnx: linear_before_reset left out", "onnx", 'options["linear_before_reset"] = 1', "pass", O + "a_net_runs_in_onnxruntime[gru_reset_after-whole]"),
     ("to_onnx: padding of the readout kept", "onnx", "valid = graph.add(\"Less\", [index, ends])", "valid = graph.add(\"Less\", [index, graph.constant(np.array([99], np.int32))])", O + "a_net_runs_in_onnxruntime[readout-lengths]"),
+    ("to_onnx: half precision cut without a word", NET, "if is_float(a) and a.dtype != jnp.float32:", "if False:", O + "what_has_no_place[half precision]"),
     # Flax
     ("as_linen_module: masks ignored", "flax", "return run_net(net, params, state, xs, mask=mask, reset=reset, **options)", "return run_net(net, params, state, xs, reset=reset, **options)", F + "modules_give_the_bits_of_unroll[lstm-1]"),
     ("as_linen_cell: the carry of one", "flax", "return _initial(self.cell, zeros, input_shape[:-1])", "return _initial(self.cell, zeros, ())", F + "cells_inside_their_loops"),

@@ -124,6 +124,9 @@ def test_linen_trains_beside_other_layers() -> None:
     for _ in range(150):
         state, value = update(state)
     assert value < 0.1
+    serialization = import_module("flax.serialization")
+    again = serialization.from_bytes(params, serialization.to_bytes(state.params))
+    same(model.apply({"params": again}, xs), model.apply({"params": state.params}, xs))
 
 
 def test_nnx_trains_beside_other_layers(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     [
         (rnn.lstm(D, H, peepholes=True), "params.w_c: got peepholes, which keras LSTM has not"),
         (rnn.lstm(D, H, projection_size=2), "params.w_p: got a projection"),
+        (rnn.lstm(D, H, dtype=jnp.bfloat16), "params.w_x: got bfloat16, and Keras computes in"),
         (rnn.residual(rnn.gru(D, D)), "does something that its params do not show"),
         (rnn.elman(D, H, activation=jnp.sin), "does something that its params do not show"),
     ],

@@ -337,6 +337,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: written(rnn.readout(rnn.lstm(D, H), 2, activation=jnp.sin)),
         "that its params do not show",
     ),
+    "half precision": (
+        lambda: written(rnn.lstm(D, H, dtype=jnp.bfloat16)),
+        "params.w_x: got bfloat16, and ONNX computes in float32; cast first",
+    ),
     "two sizes": (
         lambda: written(rnn.two_way(rnn.lstm(D, 3), rnn.lstm(D, 4))),
         "got directions of two sizes",

@@ -28,5 +28,13 @@ def test_the_reference_is_built(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Warn" not in done.stderr, done.stderr
     pages = "".join(p.read_text(encoding="utf-8") for p in tmp_path.rglob("*.html"))
-    for name in ("lstm", "unroll", "make_train", "Checkpoints", "snap", "lyapunov_exponents"):
+    for name in (
+        "lstm",
+        "unroll",
+        "make_train",
+        "Checkpoints",
+        "snap",
+        "lyapunov_exponents",
+        "from_torch",
+    ):
         assert re.search(rf'id="{name}"', pages), name

@@ -371,6 +371,16 @@ def check_same(cells: Any, params: Any, imported: Imported, target: str) -> None
         )
 
 
+def single_precision(params: Params, target: str) -> None:
+    """Raises for params that are not float32, where the target has nothing else."""
+    for path, a in jax.tree_util.tree_leaves_with_path(params):
+        if is_float(a) and a.dtype != jnp.float32:
+            raise InteropError(
+                f"params{jax.tree_util.keystr(path)}: got {a.dtype}, and {target} computes in "
+                "float32; cast first: jax.tree.map(lambda a: a.astype('float32'), params)"
+            )
+
+
 def tolerance(dtype: Any) -> float:
     return float(1e4 * jnp.finfo(dtype).eps)
 

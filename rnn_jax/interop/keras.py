@@ -28,6 +28,7 @@ from rnn_jax.interop._net import (
     net_of,
     random_inputs,
     run_net,
+    single_precision,
 )
 
 # Their names of activations, where they do the same as ours.
@@ -302,7 +303,7 @@ def to_keras(cells: Any, params: Any) -> Any:
 
     Raises:
       InteropError: Keras has no layer that does the same: peepholes, a projection, layer norm, a
-        residual connection.
+        residual connection; params that are not float32.
       ImportError: Keras is not installed.
     """
     needs("keras", "peers")
@@ -314,6 +315,7 @@ def to_keras(cells: Any, params: Any) -> Any:
             "set KERAS_BACKEND=jax"
         ) from error
 
+    single_precision(params, "Keras")
     made, weights, D = [], list[Any](), 0
     given: list[Any] = []
     values: list[Any] = []

@@ -25,6 +25,7 @@ from rnn_jax.interop._net import (
     net_of,
     random_inputs,
     run_net,
+    single_precision,
 )
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -262,12 +263,13 @@ def to_onnx(
 
     Raises:
       InteropError: ONNX has no layer that does the same: layer norm, a projection, a residual
-        connection; nothing is written then.
+        connection; params that are not float32. Nothing is written then.
       ImportError: the extra `interop` is not installed.
     """
     needs("onnx", "interop")
     onnx: Any = import_module("onnx")
 
+    single_precision(params, "ONNX")
     net = describe(cells, params)
     graph, last = _Graph(onnx), net.layers[-1][1]
     D = net.layers[0][1][0].w_x.shape[0]
