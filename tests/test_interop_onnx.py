@@ -216,9 +216,9 @@ def test_equals_onnxruntime(name: str) -> None:
     feed = {n: a for n, a in arrays.items() if n in ("X", "lengths", "initial_h", "initial_c")}
     expected = session(model).run(None, feed)
     ys, final = ours(interop.from_onnx(model), arrays)
-    np.testing.assert_allclose(ys, expected[0], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ys, expected[0], rtol=0, atol=1e-6)
     for a, b in zip(final, expected[1:], strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_there_are_sixty_random_nodes() -> None:
