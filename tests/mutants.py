@@ -1605,7 +1605,7 @@ DEFERRED: list[Row] = [
         "operands of the first site",
         "move = times(operands[site.operand])",
         "move = times(next(iter(operands.values())))",
-        deferred("what_is_deferred[tied]"),
+        deferred("what_is_deferred[h and more]"),
     ),
     (
         "weight of the first site",
