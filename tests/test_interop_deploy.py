@@ -1,8 +1,10 @@
 """Out to a server: StableHLO that runs without rnn_jax, files and runs from the command line."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ NETS: dict[str, Any] = {
 }
 READER = """
 import sys
+import tomllib
 import numpy as np
 import jax
 
@@ -191,3 +194,35 @@ def test_a_run_goes_out(
     assert right.mean() > 0.8
     other = jax.export.deserialize(bytearray(Path("net.stablehlo").read_bytes())).call(xs)[1]
     np.testing.assert_allclose(other, ys, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "run"),
+    [
+        ("torch", "peers", lambda cell, p: interop.to_torch(cell, p)),
+        ("safetensors", "interop", lambda cell, p: interop.to_safetensors("no", cell, p)),
+        ("safetensors", "interop", lambda cell, p: interop.from_safetensors("no")),
+        ("h5py", "interop", lambda cell, p: interop.from_keras("no.keras")),
+        ("keras", "peers", lambda cell, p: interop.to_keras(cell, p)),
+        ("onnx", "interop", lambda cell, p: interop.from_onnx("no.onnx")),
+        ("onnx", "interop", lambda cell, p: interop.to_onnx(cell, p)),
+        ("flax", "flax", lambda cell, p: interop.as_linen_module(cell)),
+        ("flax", "flax", lambda cell, p: interop.as_nnx_cell(cell, params=p)),
+        ("haiku", "peers", lambda cell, p: interop.wrap_haiku(lambda: None, 3)),
+        ("equinox", "peers", lambda cell, p: interop.wrap_equinox(None)),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    library: str, extra: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is computed or written."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == library else found(name)
+    )
+    cell = rnn.lstm(D, H)
+    message = rf"{library} is not installed; install it with pip install 'rnn_jax\[{extra}\]'"
+    with pytest.raises(ImportError, match=message):
+        run(cell, cell.init(jax.random.key(0)))
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert extra in tomllib.loads(text)["project"]["optional-dependencies"]

@@ -303,8 +303,11 @@ def test_precision_is_kept_or_said() -> None:
 
 def test_a_net_out_of_a_stack() -> None:
     """The cells of a stack cannot be looked into; what it does says what they are."""
-    for make in (rnn.gru_reset_after, rnn.lstm, rnn.elman):
-        net = rnn.stack([make(D, H, bias=False), make(H, H, bias=False)])
+    two = [
+        rnn.stack([make(D, H, bias=False), make(H, H, bias=False)])
+        for make in (rnn.gru_reset_after, rnn.lstm, rnn.elman)
+    ]
+    for net in (*two, rnn.stack([rnn.lstm(D, H)]), rnn.lstm(D, H)):
         params = net.init(jax.random.key(0))
         imported = interop.from_torch(interop.to_torch(net, params), activation="tanh")
         xs = jnp.asarray(np.random.default_rng(0).normal(size=(T, D)))

@@ -286,8 +286,8 @@ def _is_layer(p: Any) -> bool:
 def _rebuilt(layers: Any, params: Any, inner: Any, width: int | None, activation: str) -> Any:
     """Our own net for some params, if its layers are these."""
     nets = [c[0] if len(c) == 1 else two_way(c[0], c[1]) for c, _ in layers]
-    alone = isinstance(inner, _OURS) or (len(layers) == 1 and isinstance(inner[0], _OURS))
-    net = nets[0] if alone and len(nets) == 1 else stack(nets)
+    pair = len(layers) == 1 and len(layers[0][0]) == 2 and isinstance(inner[0], _OURS)
+    net = nets[0] if isinstance(inner, _OURS) or pair else stack(nets)
 
     def around(p: Any) -> Any:
         if isinstance(p, ReadoutParams):

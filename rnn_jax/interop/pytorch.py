@@ -156,7 +156,7 @@ def to_torch(cells: Any, params: Any, prefix: str = "") -> dict[str, Any]:
       InteropError: PyTorch has no layer that does the same: `gru`, peepholes, layer norm, a
         residual connection; layers of different kinds.
     """
-    needs("torch", "torch")
+    needs("torch", "peers")
     torch: Any = import_module("torch")
 
     def tensor(a: Any) -> Any:
