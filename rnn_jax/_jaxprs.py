@@ -41,6 +41,7 @@ VIEWS = {
     "transpose",
 }
 SUMS = {"add", "add_any"}
+PIECES = {"split", "slice"}  # of a value whose parts are read, such as the gates side by side
 # The same numbers, with a derivative that keeps one array and not two.
 LEAN = {"logistic": sigmoid, "tanh": tanh}
 # JAX transposes these when it differentiates a scan, but not once they have been linearized.
@@ -69,7 +70,6 @@ class Part(NamedTuple):
 
     leaves: frozenset[int]
     view: View
-    shape: tuple[int, ...]
 
 
 class Site(NamedTuple):
@@ -96,6 +96,10 @@ class Site(NamedTuple):
     apply: Callable[..., Array]
     slope: Callable[[Array, Array], Array]
     finish: Callable[[Array], Array] | None = None
+
+    def plain(self, leaves: Sequence[Array], operand: Array) -> Array:
+        """The result with the weight that these leaves of the params make."""
+        return self.apply(self.view(leaves), operand)
 
 
 class _Op(NamedTuple):
@@ -191,10 +195,7 @@ class Program:
             outs = op.run(*(values[i] for i in op.ins))
             if op.site is not None:
                 site = self.sites[op.site]
-                if apply is None:
-                    y = site.apply(site.view(leaves), outs[0])
-                else:
-                    y = apply(op.site, outs[0])
+                y = site.plain(leaves, outs[0]) if apply is None else apply(op.site, outs[0])
                 outs = [y if site.finish is None else site.finish(y)]
             values.update(zip(op.outs, outs, strict=True))
         return self._out_tree.unflatten([values[i] for i in self.outputs])
@@ -213,7 +214,7 @@ class Program:
         if len(readers) == 1 and first.name in SUMS and first.ins.count(value) == 1:
             total = self.avals[first.outs[0]]
             return self.end(first.outs[0]) if _typed(total) == _typed(kind) else value
-        if all(op.name in ("split", "slice") for op in readers):
+        if all(op.name in PIECES for op in readers):
             parts = [(op.options, *map(self.end, op.outs)) for op in readers]
             return kind.shape, str(kind.dtype), *parts
         return value
@@ -276,9 +277,8 @@ class _Reading:
         names: dict[Any, int] = {}
         self.inputs = [self._new(v, names) for v in jaxpr.invars]
         for i in leaves:
-            a = jaxpr.invars[i].aval
             view = lambda leaves, i=i: leaves[i]  # noqa: E731
-            self.parts[self.inputs[i]] = Part(frozenset([i]), view, a.shape)
+            self.parts[self.inputs[i]] = Part(frozenset([i]), view)
         self._constants(jaxpr, program._consts, names)
         self._walk(jaxpr, names)
         self.outputs = [self._number(v, names) for v in jaxpr.outvars]
@@ -286,17 +286,20 @@ class _Reading:
             if i in self.parts:
                 self._fail(self.parts[i], "it is part of the state or of the output")
 
-    def _new(self, v: Any, names: dict[Any, int]) -> int:
+    def _fresh(self, aval: Any) -> int:
         number = len(self.avals)
-        self.avals[number] = v.aval
-        names[v] = number
+        self.avals[number] = aval
         return number
+
+    def _new(self, v: Any, names: dict[Any, int]) -> int:
+        names[v] = self._fresh(v.aval)
+        return names[v]
 
     def _number(self, v: Any, names: dict[Any, int]) -> int:
         if not isinstance(v, Literal):
             return names[v]
-        number = len(self.avals)
-        self.avals[number], self.known[number] = v.aval, v.val
+        number = self._fresh(v.aval)
+        self.known[number] = v.val
         return number
 
     def _constants(self, jaxpr: Jaxpr, consts: Any, names: dict[Any, int]) -> None:
@@ -319,7 +322,8 @@ class _Reading:
                 values = [np.asarray(self.known[i]) for i in ins]
                 self.known[outs[0]] = INDICES[eqn.primitive.name](eqn.params, *values)
             elif not parts:
-                name, options = eqn.primitive.name, str(sorted(eqn.params.items()))
+                name = eqn.primitive.name
+                options = str(sorted(eqn.params.items())) if name in PIECES else ""
                 self.ops.append(_Op(tuple(ins), outs, name, _bound(eqn), None, options))
                 if name == "concatenate" and len(ins) > 1:
                     self.joined[outs[0]] = _Joined(tuple(ins), eqn.params["dimension"])
@@ -376,7 +380,7 @@ class _Reading:
                 given = [p.view(arrays) if p else known[i] for i, p in zip(ins, parts, strict=True)]
                 return run(*given)[k]
 
-            self.parts[number] = Part(leaves, view, self.avals[number].shape)
+            self.parts[number] = Part(leaves, view)
 
     def _site(self, site: Site, prepare: Any, name: str, outs: tuple[int, ...]) -> None:
         self.ops.append(_Op((site.operand[0],), outs, name, prepare, len(self.sites)))
@@ -400,13 +404,13 @@ class _Reading:
             return
         free_w = [i for i in range(w.ndim) if i not in of_w]
         free_x = [i for i in range(x.ndim) if i not in of_x]
-        width, tail = _size(w.shape[i] for i in of_w), tuple(w.shape[i] for i in free_w)
+        width, tail = math.prod(w.shape[i] for i in of_w), tuple(w.shape[i] for i in free_w)
         lead = tuple(x.shape[i] for i in free_x)
         turned = side == 0 and lead  # w @ x of a matrix x: the axes of w come first
         plain = (*free_x, *of_x) == tuple(range(x.ndim)) and len(of_x) == 1
 
         def view(leaves: Any) -> Array:
-            return part.view(leaves).transpose(*of_w, *free_w).reshape(width, _size(tail))
+            return part.view(leaves).transpose(*of_w, *free_w).reshape(width, math.prod(tail))
 
         def prepare(x: Array) -> Sequence[Array]:
             return [x if plain else x.transpose(*free_x, *of_x).reshape(*lead, width)]
@@ -424,7 +428,7 @@ class _Reading:
             view=view,
             operand=(ins[1 - side], None if plain else (*free_x, *of_x)),
             height=width,
-            out=jax.ShapeDtypeStruct((*lead, _size(tail)), out.dtype),
+            out=jax.ShapeDtypeStruct((*lead, math.prod(tail)), out.dtype),
             apply=apply,
             slope=apply,
             finish=finish if turned or len(tail) != 1 else None,
@@ -436,27 +440,21 @@ class _Reading:
     ) -> None:
         """[x, h] @ w as x @ w_x + h @ w_h: what is not differentiated needs no way back."""
         part, kind, start, total = self.parts[w], self.avals[w], 0, None
-        for x in joined.values:
+        for k, x in enumerate(joined.values, 1):
             end = start + self.avals[x].shape[joined.axis]
             rows = self._fresh(jax.eval_shape(lambda a, i=start, j=end: _cut(a, i, j, axis), kind))
 
             def view(leaves: Any, i: int = start, j: int = end) -> Array:
                 return _cut(part.view(leaves), i, j, axis)
 
-            self.parts[rows] = Part(part.leaves, view, self.avals[rows].shape)
+            self.parts[rows] = Part(part.leaves, view)
             term = self._fresh(self.avals[out])
             self._product(eqn, [rows, x] if side == 0 else [x, rows], (term,))
             if total is not None:
-                last = out if x == joined.values[-1] and end == kind.shape[axis] else None
-                added = self._fresh(self.avals[out]) if last is None else last
+                added = out if k == len(joined.values) else self._fresh(self.avals[out])
                 self.ops.append(_Op((total, term), (added,), "add", lambda a, b: [a + b]))
                 term = added
             total, start = term, end
-
-    def _fresh(self, aval: Any) -> int:
-        number = len(self.avals)
-        self.avals[number] = aval
-        return number
 
     def _sum(self, eqn: Any, ins: list[int], outs: tuple[int, ...]) -> None:
         side = 0 if ins[0] in self.parts else 1
@@ -495,7 +493,7 @@ class _Reading:
         fits = (
             table.ndim > 1
             and tuple(eqn.params["slice_sizes"]) == (1, *table.shape[1:])
-            and _size(index.shape) < table.shape[0]  # many rows are no shorter than the table
+            and math.prod(index.shape) < table.shape[0]  # many rows are no shorter than the table
         )
         fill = False
         if one:
@@ -556,7 +554,3 @@ def _as_it_is(x: Array) -> Sequence[Array]:
 
 def _typed(aval: Any) -> Any:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
-def _size(sizes: Any) -> int:
-    return math.prod(sizes)

@@ -220,7 +220,7 @@ def _prepare(
         _checks.same_shapes("state", state, initial, hint, dtypes=True)
     xs = _sequence.padded(xs, mask)
 
-    found = None if steps == 0 else _traced(cell.project, params, _one_step(xs))
+    found = _traced(cell.project, params, _one_step(xs))
     inside = plan.project == "inside" or (
         plan.project == "auto"
         and jax.default_backend() == "cpu"

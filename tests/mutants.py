@@ -1677,7 +1677,7 @@ def jaxprs(test: str) -> str:
 JAXPRS: list[Row] = [
     (
         "gradient of the whole instead of the part",
-        "return part.view(leaves).transpose(*of_w, *free_w).reshape(width, _size(tail))",
+        "return part.view(leaves).transpose(*of_w, *free_w).reshape(width, math.prod(tail))",
         "return part.view(leaves).reshape(width, _size(tail))",
         deferred("what_is_deferred[left of @]"),
     ),
@@ -1707,7 +1707,7 @@ JAXPRS: list[Row] = [
     ),
     (
         "as many rows as the table has",
-        "and _size(index.shape) < table.shape[0]",
+        "and math.prod(index.shape) < table.shape[0]",
         "and True",
         deferred("what_is_not_deferred[rows by a traced index]"),
     ),

@@ -73,7 +73,7 @@ def products(step: Step, found: Program) -> tuple[list[Product], Array]:
         def apply(k: int, x: Array) -> Array:
             site = found.sites[k]
             us.append(x if is_float(x) else jax.nn.one_hot(x, site.height))
-            return site.apply(site.view(leaves), x) + added[k]
+            return site.plain(leaves, x) + added[k]
 
         given = iter(unravel(theta, others))
         leaves = [

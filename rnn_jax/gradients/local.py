@@ -214,11 +214,10 @@ def _holding(step: Step, found: Program, held: list[int]) -> Any:
 
         def record(k: int, x: Array) -> Array:
             constant[k] = x
-            return found.sites[k].apply(found.sites[k].view(leaves), x)
+            return found.sites[k].plain(leaves, x)
 
         def replay(k: int, x: Array) -> Array:
-            operand = constant[k] if k in held else x
-            return found.sites[k].apply(found.sites[k].view(leaves), operand)
+            return found.sites[k].plain(leaves, constant[k] if k in held else x)
 
         still = jax.tree.map(lambda a: jax.lax.stop_gradient(a) if is_float(a) else a, state)
         found.run(record, params, still, step.x)
