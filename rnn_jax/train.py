@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rnn_jax import _checks
+from rnn_jax import _checks, _mesh, _processes
 from rnn_jax._types import Array, Key, Params, State, wide
 from rnn_jax.gradients._types import ValueAndGrad
 
@@ -76,11 +77,15 @@ class Run:
       steps_per_call: updates in a call, unless the call asks for fewer.
       compiled: the jitted function, ``(train_state, data, steps) -> (train_state, metrics)``.
       takes_batches: the data of a call are its batches, stacked: `make_train` had no `batch_at`.
+      mesh: the devices that share the work; None for those of `jax.set_mesh`, or else one device.
+      batch_axes: which axis of each leaf of a batch is split over the devices.
     """
 
     steps_per_call: int
     compiled: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]] = field(repr=False)
     takes_batches: bool = False
+    mesh: Mesh | None = None
+    batch_axes: Any = 0
 
     def __call__(
         self, train_state: TrainState, data: Any, steps: int | None = None
@@ -95,14 +100,46 @@ class Run:
                 f"steps: got {steps}, expected 1 to {self.steps_per_call}, the steps_per_call of "
                 "make_train"
             )
-        train_state, metrics = self.compiled(train_state, data, np.int32(steps))
+        mesh = _mesh.of(self.mesh)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            train_state, data = self.placed(train_state, data)
+            train_state, metrics = self.compiled(train_state, data, np.int32(steps))
         if steps < self.steps_per_call:
             metrics = Metrics(*(rows[..., :steps] for rows in metrics))
         return train_state, metrics
 
+    def placed(self, train_state: TrainState, data: Any) -> tuple[TrainState, Any]:
+        """The state and the data on the devices of the mesh, if there is one; `fit` does it once.
+
+        What lies on them already stays as it is. Of data that are batches each process gives its
+        own part; all other data, and the state, are given whole by each, and are the same.
+        """
+        mesh = _mesh.of(self.mesh)
+        if mesh is None:
+            return train_state, data
+
+        def put(leaf: Any, sharding: Any) -> Any:
+            if _mesh.is_on(leaf, mesh):
+                return _mesh.without_types(leaf)
+            return _mesh.place(leaf, sharding)
+
+        state = jax.tree.map(put, train_state, _mesh.shardings(train_state, mesh))
+        if self.takes_batches:
+            parts = _mesh.split(
+                data, mesh, self.batch_axes, stacked=True, parts=jax.process_count()
+            )
+            return state, jax.tree.map(jax.make_array_from_process_local_data, parts, data)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return state, jax.tree.map(lambda leaf: put(leaf, everywhere), data)
+
 
 def init(
-    params: Params, carry: State, optimizer: optax.GradientTransformation, key: Key
+    params: Params,
+    carry: State,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    *,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """The state before the first update.
 
@@ -112,6 +149,8 @@ def init(
         nothing to carry.
       optimizer: any optax transformation.
       key: PRNG key, the source of all randomness in the updates.
+      mesh: the devices on which it lies, by default those of `jax.set_mesh`. In ``jax.jit(lambda
+        key: init(net.init(key), ...))`` no device ever holds more than its part.
 
     Returns:
       A `TrainState` of copies: a run donates it and leaves `params`, `carry` and `key` alone.
@@ -120,7 +159,41 @@ def init(
     zero = jnp.zeros((), jnp.int32)
     with _optax_promotion():
         opt_state = optimizer.init(params)
-    return jax.tree.map(_own, TrainState(zero, params, opt_state, carry, key, zero, zero))
+    state = TrainState(zero, params, opt_state, carry, key, zero, zero)
+    mesh = _mesh.of(mesh)
+    state = jax.tree.map(_own, state)
+    if mesh is None:
+        return state
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
+    return jax.tree.map(
+        jax.lax.with_sharding_constraint if traced else _mesh.place,
+        state,
+        _mesh.shardings(state, mesh),
+    )
+
+
+def shardings(train_state: TrainState, mesh: Mesh) -> TrainState:
+    """Where each leaf of a train state lies on a mesh: what `init` and `make_train` do by default.
+
+    Args:
+      train_state: arrays, or their shapes, from ``jax.eval_shape(lambda: init(...))``.
+      mesh: its first axis has the batch: each leaf of the carry is split along its leading axis.
+        Its second axis, if there is one, has the units: params, and what the optimizer keeps of
+        them, are split along their last axis. What cannot be split evenly, and all the rest, lies
+        on every device.
+
+    Returns:
+      A `TrainState` of `jax.sharding.NamedSharding`, for ``jax.jit(out_shardings=)`` or, beside the
+      shapes, for the argument `like` of `Checkpoints.restore`.
+
+    Example:
+      >>> mesh = jax.make_mesh((1, 1), ("batch", "units"))
+      >>> state = init({"w": jnp.ones((3, 4))}, jnp.ones((8, 5)), optax.sgd(0.1), jax.random.key(0))
+      >>> where = shardings(state, mesh)
+      >>> print(where.params["w"].spec, where.carry.spec, where.key.spec)
+      PartitionSpec(None, 'units') PartitionSpec('batch',) PartitionSpec()
+    """
+    return _mesh.shardings(train_state, _mesh.of(mesh))
 
 
 def step_of(train_state: TrainState) -> int:
@@ -134,6 +207,8 @@ def make_train(
     optimizer: optax.GradientTransformation,
     *,
     steps_per_call: int = 1,
+    mesh: Mesh | None = None,
+    batch_axes: Any = 0,
 ) -> Run:
     """Compiles `steps_per_call` updates into one dispatch.
 
@@ -158,12 +233,20 @@ def make_train(
       optimizer: the one that `init` was given. Those that want the loss or the function itself
         (plateau schedules, line searches) get ``value``, ``grad`` and ``value_fn``.
       steps_per_call: many save the overhead of dispatch, few answer a signal sooner.
+      mesh: the devices that share the work, by default those of `jax.set_mesh`: each computes with
+        its part of the batch, and the gradients are added up. The result is that of one device, but
+        for the order of sums. Where the mesh has a second axis, the weights are split over it: see
+        `shardings`. The devices may belong to several processes (`jax.distributed`), each of which
+        makes the same calls.
+      batch_axes: which axis of each leaf of a batch is the batch, as `in_axes` of `jax.vmap`; None
+        for a leaf that all devices need whole.
 
     Returns:
       A `Run`: ``run(train_state, data) -> (train_state, metrics)``, with metrics for each update.
 
     Raises:
-      ValueError, TypeError: at the first call, if the new carry is not like the old one.
+      ValueError, TypeError: at the first call, if the new carry is not like the old one, or the
+        devices cannot have equal parts of a batch.
 
     Example:
       A line through two points:
@@ -183,7 +266,7 @@ def make_train(
       ['1.00', '5.76', '1.08'] 2.00
     """
     steps_per_call = _checks.positive_int("steps_per_call", steps_per_call)
-    grad = _gradient_of(loss)
+    grad, mesh = _gradient_of(loss), None if mesh is None else _mesh.of(mesh)
     transform = optax.with_extra_args_support(optimizer)
 
     def update(old: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -219,6 +302,8 @@ def make_train(
     # The number of steps is known only at run time, so XLA cannot unroll the loop or treat a short
     # one in another way: one executable, and the same bits, for chunks of any length.
     def run(state: TrainState, data: Any, steps: Array) -> tuple[TrainState, Metrics]:
+        here = mesh or jax.sharding.get_abstract_mesh()
+
         def body(i: Array, loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state = loop[0]
             batch = (
@@ -226,14 +311,20 @@ def make_train(
                 if batch_at is None
                 else batch_at(data, state.step)
             )
+            if not here.empty:
+                batch = _mesh.constrain(batch, _mesh.split(batch, here, batch_axes))
             state, row = update(state, batch)
             return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), loop[1], row)
 
         dtypes = Metrics(jnp.float32, jnp.float32, jnp.bool_)
         empty = jax.tree.map(lambda dtype: jnp.zeros(steps_per_call, dtype), dtypes)
-        return jax.lax.fori_loop(0, steps, body, (state, empty))
+        state, metrics = jax.lax.fori_loop(0, steps, body, (state, empty))
+        if not here.empty:  # a layout that stays, so that no call compiles anew
+            state = _mesh.constrain(state, _mesh.shardings(state, here))
+        return state, metrics
 
-    return Run(steps_per_call, jax.jit(run, donate_argnums=0), batch_at is None)
+    compiled = jax.jit(run, donate_argnums=0)
+    return Run(steps_per_call, compiled, batch_at is None, mesh, batch_axes)
 
 
 def over_batch(algorithm: ValueAndGrad) -> _BatchGradient:
@@ -360,7 +451,10 @@ def fit(
             f"data: got {type(data).__name__}, expected an iterator of batches, since make_train "
             "was given no batch_at"
         )
+    if not run.takes_batches:
+        train_state, data = run.placed(train_state, data)
     step, in_row = step_of(train_state), np.asarray(train_state.skipped_in_row)
+    asked = _Asked(stop, deadline, in_flight)
     pending: deque[tuple[int, Metrics]] = deque()
 
     def report(leave: int) -> None:
@@ -376,7 +470,7 @@ def fit(
                     raise _diverged(first + i, int(in_row.min()), metrics, i, train_state)
 
     while step < steps:
-        if (stop is not None and stop()) or (deadline is not None and monotonic() >= deadline):
+        if asked():
             break
         chunk = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
         given = data
@@ -394,6 +488,32 @@ def fit(
             hook(train_state)
     report(leave=0)
     return train_state
+
+
+class _Asked:
+    """Whether to stop before the next chunk; several processes stop before the same one.
+
+    They agree while the device computes, so that what one is asked becomes known to all after the
+    chunks that are under way.
+    """
+
+    def __init__(self, stop: Callable[[], bool] | None, deadline: float | None, wait: int) -> None:
+        self._stop, self._deadline, self._wait = stop, deadline, wait
+        self._known: deque[Array] = deque()
+
+    def __call__(self) -> bool:
+        late = self._deadline is not None and monotonic() >= self._deadline
+        asked = late or (self._stop is not None and self._stop())
+        if jax.process_count() == 1:
+            return asked
+        number = getattr(self._stop, "received", None) or 0
+        self._known.append(_processes.largest(max(int(asked), number)))
+        if len(self._known) < self._wait:
+            return False
+        found = int(self._known.popleft())
+        if found > 1 and isinstance(self._stop, Stop):
+            self._stop.received = self._stop.received or signal.Signals(found)
+        return found > 0
 
 
 @dataclass
