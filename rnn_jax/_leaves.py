@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnn_jax import _mesh, _processes
+
 Entry = dict[str, Any]  # of one leaf: path, looks, number, stored (dtype and shape), prng
 
 _NUMBERS = (bool, int, float, complex)
@@ -23,7 +25,7 @@ def pack(tree: Any) -> tuple[dict[str, np.ndarray], list[Entry]]:
         where = name(path)
         looks = _looks(where, leaf)
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        array = _processes.whole(jax.random.key_data(leaf) if is_key else leaf)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         entry: Entry = {"path": where, "looks": looks, "number": str(number)}
         entry["stored"] = [str(array.dtype), list(array.shape)]
@@ -34,7 +36,20 @@ def pack(tree: Any) -> tuple[dict[str, np.ndarray], list[Entry]]:
     return arrays, about
 
 
-def match(source: Path, about: Iterable[Entry], like: Any) -> list[tuple[Entry, Any]]:
+def broadcast(arrays: dict[str, np.ndarray], entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+    """The arrays of process 0, to the bit, in every process."""
+    if jax.process_count() == 1:
+        return arrays
+    found = {}
+    for number, (dtype, shape) in {e["number"]: e["stored"] for e in entries}.items():
+        length = math.prod(shape) * np.dtype(dtype).itemsize
+        if length:
+            sent = arrays[number].tobytes() if number in arrays else b""
+            found[number] = np.frombuffer(_processes.broadcast(sent, length), dtype).reshape(shape)
+    return found
+
+
+def match(source: Path, about: Iterable[Entry], like: Any) -> list[Entry]:
     """The entry of each leaf of `like`; raises where the two differ.
 
     What `like` has None for is asked for by nobody.
@@ -57,7 +72,7 @@ def match(source: Path, about: Iterable[Entry], like: Any) -> list[tuple[Entry, 
                 "run, or, to read the other parts alone, give None for this one, as in "
                 "like=state._replace(opt_state=None)."
             )
-    return [(entries[where], leaf) for where, leaf in leaves.items()]
+    return [entries[where] for where in leaves]
 
 
 def unpack(arrays: dict[str, np.ndarray], entry: Entry, like: Any) -> Any:
@@ -73,11 +88,11 @@ def unpack(arrays: dict[str, np.ndarray], entry: Entry, like: Any) -> Any:
         like.sharding if getattr(like, "committed", True) and hasattr(like, "sharding") else None
     )
     if was_number:
-        return jax.device_put(jnp.asarray(array.item(), like.dtype), place)
+        return _put(entry["path"], np.asarray(array.item(), like.dtype), place)
     if entry["prng"] is None:
         return _put(entry["path"], array, place)
     key = jax.random.wrap_key_data(jax.device_put(array, may_alias=False), impl=entry["prng"])
-    return key if place is None else jax.device_put(key, place)
+    return key if place is None else _mesh.place(key, place)
 
 
 def name(path: Any) -> str:
@@ -86,7 +101,7 @@ def name(path: Any) -> str:
 
 
 def _put(where: str, array: np.ndarray, place: Any) -> jax.Array:
-    put = jax.device_put(array, place, may_alias=False)
+    put = jax.device_put(array, may_alias=False) if place is None else _mesh.place(array, place)
     if put.dtype != array.dtype:
         raise ValueError(
             f"{where}: got {array.dtype} in the checkpoint, which JAX makes {put.dtype}. Turn on "

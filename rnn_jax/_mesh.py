@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def of(mesh: Mesh | None) -> Mesh | None:
+def of(mesh: Mesh | None) -> Any:
     """The mesh that was given, or else the one of `jax.set_mesh`; None if there is neither.
 
     Its axes are of the kind over which XLA divides the work by itself.
@@ -20,8 +20,8 @@ def of(mesh: Mesh | None) -> Mesh | None:
         try:
             mesh = jax.sharding.get_mesh()
         except ValueError:  # inside jit, where only its shape is known
-            mesh = jax.sharding.get_abstract_mesh()
-            return None if mesh.empty or AxisType.Explicit in mesh.axis_types else mesh
+            shape = jax.sharding.get_abstract_mesh()
+            return None if shape.empty or AxisType.Explicit in shape.axis_types else shape
     if mesh.empty:
         return None
     if len(mesh.axis_names) > 2:
@@ -29,10 +29,10 @@ def of(mesh: Mesh | None) -> Mesh | None:
             f"mesh: got axes {mesh.axis_names}, expected one, over which the batch is split, and "
             "at most a second one, over which the units of the weights are"
         )
-    return _divided_by_xla(mesh)
+    return divided_by_xla(mesh)
 
 
-def shardings(train_state: Any, mesh: Mesh) -> Any:
+def shardings(train_state: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Where each leaf of a train state lies: see `rnn_jax.train.shardings`."""
     nets = train_state.step.ndim  # 1 for nets side by side, which have an axis more
     rows, units = (*mesh.axis_names, None)[:2]
@@ -47,7 +47,9 @@ def shardings(train_state: Any, mesh: Mesh) -> Any:
     return found._replace(carry=jax.tree.map(carry, train_state.carry))
 
 
-def split(batch: Any, mesh: Mesh, axes: Any, *, stacked: bool = False, parts: int = 1) -> Any:
+def split(
+    batch: Any, mesh: Mesh | AbstractMesh, axes: Any, *, stacked: bool = False, parts: int = 1
+) -> Any:
     """The shardings of a batch: each leaf is split along its batch axis.
 
     Args:
@@ -92,7 +94,7 @@ def place(leaf: Any, sharding: Any) -> jax.Array:
 
     Each process gives the whole array, and the same numbers.
     """
-    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         impl = jax.random.key_impl(leaf)
         data = place(jax.random.key_data(leaf), sharding)
         wrap = jax.jit(
@@ -114,15 +116,18 @@ def without_types(leaf: jax.Array) -> jax.Array:
     """The same array, without a mesh that makes its layout a part of its type."""
     old = leaf.sharding
     if isinstance(old, NamedSharding) and AxisType.Explicit in old.mesh.axis_types:
-        return jax.device_put(leaf, NamedSharding(_divided_by_xla(old.mesh), old.spec))
+        return jax.device_put(leaf, NamedSharding(divided_by_xla(old.mesh), old.spec))
     return leaf
 
 
-def _divided_by_xla(mesh: Mesh) -> Mesh:
+def divided_by_xla(mesh: Any) -> Mesh:
+    """The same mesh with axes over which XLA divides the work by itself."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
-def _over(leaf: Any, mesh: Mesh, name: str | None, axis: int, first: int) -> list[str | None]:
+def _over(
+    leaf: Any, mesh: Mesh | AbstractMesh, name: str | None, axis: int, first: int
+) -> list[str | None]:
     """`name` at an axis that can be split evenly, else at none."""
     parts = mesh.shape.get(name, 1)
     if parts == 1 or not first <= axis < leaf.ndim or leaf.shape[axis] % parts:

@@ -1,6 +1,6 @@
 """Several processes that compute together: what one of them finds, all of them know."""
 
-import pickle
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,41 +12,55 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Found = TypeVar("Found")
 
+_KINDS = {
+    kind.__name__: kind
+    for kind in (
+        ValueError,
+        TypeError,
+        OSError,
+        FileNotFoundError,
+        BlockingIOError,
+        PermissionError,
+    )
+}
+
 
 def first(work: Callable[[], Found]) -> Found:
-    """What `work` gives in process 0, where alone it runs; its error is raised in every process."""
+    """What `work` gives in process 0, where alone it runs: a JSON value, in every process.
+
+    An error there is raised in every process.
+    """
     if jax.process_count() == 1:
         return work()
-    outcome = _outcome(work) if jax.process_index() == 0 else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(outcome))))
-    outcome = outcome or bytes(length)
-    result, error = pickle.loads(
-        multihost_utils.broadcast_one_to_all(np.frombuffer(outcome, np.uint8)).tobytes()
-    )
-    if error is not None:
-        raise error
-    return result
+    mine = _Outcome(work) if jax.process_index() == 0 else None
+    sent = b"" if mine is None else mine.sent
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    return _result(broadcast(sent, length), 0, mine)
 
 
 def each(work: Callable[[], Found]) -> list[Found]:
-    """What `work` gives in each process, in every one of them.
+    """What `work` gives in each process, a JSON value: the list of all, in every process.
 
     An error in one is raised in every process: none goes on alone and waits for the others.
     """
     if jax.process_count() == 1:
         return [work()]
-    outcome = _outcome(work)
-    lengths = multihost_utils.process_allgather(np.int32(len(outcome)))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(outcome)] = np.frombuffer(outcome, np.uint8)
+    mine = _Outcome(work)
+    lengths = multihost_utils.process_allgather(np.int32(len(mine.sent)))
+    padded = np.frombuffer(mine.sent.ljust(lengths.max()), np.uint8)
     rows = multihost_utils.process_allgather(padded)
-    found = [pickle.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
-    errors = {process: error for process, (_, error) in enumerate(found) if error is not None}
-    if errors:
-        mine = errors.get(jax.process_index())
-        process, theirs = next(iter(errors.items()))
-        raise mine or type(theirs)(f"process {process}: {theirs}")
-    return [result for result, _ in found]
+    if mine.error is not None:
+        raise mine.error
+    return [_result(row.tobytes(), process, mine) for process, row in enumerate(rows)]
+
+
+def broadcast(sent: bytes, length: int) -> bytes:
+    """So many bytes of process 0; what the others give does not count."""
+    if jax.process_count() == 1:
+        return sent
+    source = jax.process_index() == 0
+    array = np.frombuffer(sent, np.uint8) if source else np.zeros(length, np.uint8)
+    return multihost_utils.broadcast_one_to_all(array).tobytes()
 
 
 def largest(value: int) -> jax.Array:
@@ -68,13 +82,25 @@ def whole(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _outcome(work: Callable[[], Any]) -> bytes:
-    """The result and the error of `work`, one of them None."""
-    try:
-        return pickle.dumps((work(), None))
-    except Exception as error:
+class _Outcome:
+    """The result or the error of a piece of work, and how another process is told of it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.error: Exception | None = None
         try:
-            pickle.loads(found := pickle.dumps((None, error)))
-        except Exception:  # an error that cannot be sent as what it is
-            found = pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
-        return found
+            found: Any = {"result": work()}
+        except Exception as error:
+            self.error = error
+            found = {"error": str(error), "kind": type(error).__name__}
+        self.sent = json.dumps(found).encode()
+
+
+def _result(sent: bytes, process: int, mine: _Outcome | None) -> Any:
+    """The result that a process tells of; its error is raised."""
+    if process == jax.process_index() and mine is not None and mine.error is not None:
+        raise mine.error
+    found = json.loads(sent)
+    if "error" not in found:
+        return found["result"]
+    kind = _KINDS.get(found["kind"], RuntimeError)
+    raise kind(f"process {process}: {found['error']}")

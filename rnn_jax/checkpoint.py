@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnn_jax import _leaves, _lock
+from rnn_jax import _leaves, _lock, _processes
 
 Tree = TypeVar("Tree")
 
@@ -45,6 +45,10 @@ class Checkpoints:
     write to a folder, from the opening until its last `Checkpoints` of the folder is gone; any
     number may read. Nothing is pickled.
 
+    Processes that compute together (`jax.distributed`) make each call together. Process 0 alone
+    reads and writes, so that the others need not see the folder, and an error of its is raised in
+    all of them. What some number of processes or devices has saved, any other number restores.
+
     Args:
       folder: made if it is not there; any name that a folder may have.
       read_only: change nothing on disk, for a process that only generates or evaluates.
@@ -71,13 +75,12 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.folder = Path(folder).absolute()
         self._lock: _lock.FolderLock | None = None
-        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        if not read_only:
-            self._make_writable()
+        alone: Any = {
+            "multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes={0})
+        }
+        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**alone), **alone)
         self._saved: list[Saved] = []
-        self._look()
-        if not read_only:
-            self._forget_all_but_best_and_last()
+        self._know(_processes.first(lambda: self._open(read_only)))
 
     @property
     def last(self) -> Saved | None:
@@ -108,24 +111,11 @@ class Checkpoints:
           TypeError: there is no `step`, or a leaf or the position cannot be stored.
           OSError: it could not be written, say because the disk is full.
         """
-        self._check_writable()
         step, position = _step(train_state), _json("position", position)
         arrays, leaves = _leaves.pack(train_state)
-        self._look()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
-        number = (self.last.number if self.last else 0) + 1
-        about = {"number": number, "step": step, "loss": loss, "position": position}
-        self._remove_leftovers()
-        try:
-            path = self._write(about | {"arrays": leaves}, arrays)
-        except Exception as error:  # orbax and tensorstore raise in their own ways
-            why = str(error).split(" [tensorstore_spec")[0]
-            raise OSError(
-                f"{self.folder}: step {step} could not be saved ({why}). The earlier "
-                "checkpoints are as they were; make room on the disk, or choose another folder."
-            ) from error
-        self._saved.append(Saved(number, step, loss, path, position))
-        self._forget_all_but_best_and_last()
+        about = {"step": step, "loss": loss, "position": position, "arrays": leaves}
+        self._know(_processes.first(lambda: self._add(about, arrays)))
         return self._saved[-1]
 
     def restore(self, which: str = "last", *, like: Tree) -> Tree:
@@ -145,13 +135,64 @@ class Checkpoints:
           FileNotFoundError: there is no such checkpoint.
           ValueError: it has another structure, shape or dtype than `like`; or it is damaged.
         """
-        path = self._pick(which).path
-        pairs = _leaves.match(path, _read_about(path)["arrays"], like)
-        _check_files(path)
-        wanted = {entry["number"]: 0 for entry, _ in pairs if math.prod(entry["stored"][1])}
-        arrays = self._read(path, wanted) if wanted else {}
+        arrays: dict[str, np.ndarray] = {}
+
+        def read() -> list[_leaves.Entry]:
+            entries, found = self._found(which, like)
+            arrays.update(found)
+            return entries
+
+        entries = _processes.first(read)
+        arrays = _leaves.broadcast(arrays, entries)
+        leaves, structure = jax.tree.flatten(like)
+        pairs = zip(entries, leaves, strict=True)
         restored = [_leaves.unpack(arrays, entry, leaf) for entry, leaf in pairs]
-        return jax.tree.unflatten(jax.tree.structure(like), restored)
+        return jax.tree.unflatten(structure, restored)
+
+    def _know(self, rows: list[Any]) -> None:
+        """What process 0 has told of all checkpoints."""
+        self._saved = [
+            Saved(number, step, loss, self.folder / name, position)
+            for number, step, loss, name, position in rows
+        ]
+
+    def _told(self) -> list[Any]:
+        return [(*saved[:3], saved.path.name, saved.position) for saved in self._saved]
+
+    def _open(self, read_only: bool) -> list[Any]:
+        if not read_only:
+            self._make_writable()
+        self._look()
+        if not read_only:
+            self._forget_all_but_best_and_last()
+        return self._told()
+
+    def _add(self, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[Any]:
+        self._check_writable()
+        self._look()
+        number = (self.last.number if self.last else 0) + 1
+        self._remove_leftovers()
+        try:
+            path = self._write({"number": number} | about, arrays)
+        except Exception as error:  # orbax and tensorstore raise in their own ways
+            why = str(error).split(" [tensorstore_spec")[0]
+            full = re.search("no space|too large|quota", why, re.IGNORECASE)
+            raise OSError(
+                f"{self.folder}: step {about['step']} could not be saved ({why}). The earlier "
+                "checkpoints are as they were"
+                + ("; make room on the disk, or choose another folder." if full else ".")
+            ) from error
+        self._saved.append(_saved(about | {"number": number}, path))
+        self._forget_all_but_best_and_last()
+        return self._told()
+
+    def _found(self, which: str, like: Any) -> tuple[list[_leaves.Entry], dict[str, np.ndarray]]:
+        """What is stored of each leaf of `like`, and the arrays."""
+        path = self._pick(which).path
+        entries = _leaves.match(path, _read_about(path)["arrays"], like)
+        _check_files(path)
+        wanted = {entry["number"]: 0 for entry in entries if math.prod(entry["stored"][1])}
+        return entries, self._read(path, wanted) if wanted else {}
 
     def _write(self, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:
         name = f"{about['number']:06d}-step-{about['step']}"
@@ -249,7 +290,10 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 def _read_saved(path: Path) -> Saved:
-    about = _read_about(path)
+    return _saved(_read_about(path), path)
+
+
+def _saved(about: dict[str, Any], path: Path) -> Saved:
     return Saved(about["number"], about["step"], about["loss"], path, about.get("position"))
 
 

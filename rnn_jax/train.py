@@ -193,7 +193,7 @@ def shardings(train_state: TrainState, mesh: Mesh) -> TrainState:
       >>> print(where.params["w"].spec, where.carry.spec, where.key.spec)
       PartitionSpec(None, 'units') PartitionSpec('batch',) PartitionSpec()
     """
-    return _mesh.shardings(train_state, _mesh.of(mesh))
+    return _mesh.shardings(train_state, _mesh.divided_by_xla(mesh))
 
 
 def step_of(train_state: TrainState) -> int:

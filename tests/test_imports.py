@@ -26,6 +26,7 @@ LAYERS = (
     "_sequence",
     "unroll",
     "over_time",
+    "pipeline",
     "combine",
     "noise",
     "attention",
@@ -34,11 +35,12 @@ LAYERS = (
     "diagnostics",
     "generate",
     "tasks",
+    "_processes",
+    "_mesh",
     "train",
     "_lock",
     "_leaves",
     "checkpoint",
-    "data_parallel",
     "interop",
 )
 RANK = {name: rank for rank, name in enumerate(LAYERS)} | {"__init__": len(LAYERS)}
