@@ -218,7 +218,10 @@ def make(config: Config, about: dict[str, Any]) -> Model:
 
         learned_by = train.Gradient(value_and_grad)
     net, score = network(config, V), evaluator(config, V)
-    return Model(net.init, learned_by, batch_at, score, carry, sample, "nats per character", net)
+    return Model(
+        net.init, learned_by, batch_at, score, carry, sample, "nats per character", net,
+        batch_axes=1,
+    )  # fmt: skip
 
 
 def compute(config: Config, params: Any) -> Any:

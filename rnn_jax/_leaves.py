@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnn_jax import _mesh, _processes
+from rnn_jax import _mesh, processes
 
 Entry = dict[str, Any]  # of one leaf: path, looks, number, stored (dtype and shape), prng
 
@@ -25,7 +25,7 @@ def pack(tree: Any) -> tuple[dict[str, np.ndarray], list[Entry]]:
         where = name(path)
         looks = _looks(where, leaf)
         is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = _processes.whole(jax.random.key_data(leaf) if is_key else leaf)
+        array = processes.whole(jax.random.key_data(leaf) if is_key else leaf)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         entry: Entry = {"path": where, "looks": looks, "number": str(number)}
         entry["stored"] = [str(array.dtype), list(array.shape)]
@@ -45,7 +45,7 @@ def broadcast(arrays: dict[str, np.ndarray], entries: Iterable[Entry]) -> dict[s
         length = math.prod(shape) * np.dtype(dtype).itemsize
         if length:
             sent = arrays[number].tobytes() if number in arrays else b""
-            found[number] = np.frombuffer(_processes.broadcast(sent, length), dtype).reshape(shape)
+            found[number] = np.frombuffer(processes.broadcast(sent, length), dtype).reshape(shape)
     return found
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnn_jax import _leaves, _lock, _processes
+from rnn_jax import _leaves, _lock, processes
 
 Tree = TypeVar("Tree")
 
@@ -80,7 +80,7 @@ class Checkpoints:
         }
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**alone), **alone)
         self._saved: list[Saved] = []
-        self._know(_processes.first(lambda: self._open(read_only)))
+        self._know(processes.first(lambda: self._open(read_only)))
 
     @property
     def last(self) -> Saved | None:
@@ -115,7 +115,7 @@ class Checkpoints:
         arrays, leaves = _leaves.pack(train_state)
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         about = {"step": step, "loss": loss, "position": position, "arrays": leaves}
-        self._know(_processes.first(lambda: self._add(about, arrays)))
+        self._know(processes.first(lambda: self._add(about, arrays)))
         return self._saved[-1]
 
     def restore(self, which: str = "last", *, like: Tree) -> Tree:
@@ -142,7 +142,7 @@ class Checkpoints:
             arrays.update(found)
             return entries
 
-        entries = _processes.first(read)
+        entries = processes.first(read)
         arrays = _leaves.broadcast(arrays, entries)
         leaves, structure = jax.tree.flatten(like)
         pairs = zip(entries, leaves, strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rnn_jax import _checks, _mesh, _processes
+from rnn_jax import _checks, _mesh, processes
 from rnn_jax._types import Array, Key, Params, State, wide
 from rnn_jax.gradients._types import ValueAndGrad
 
@@ -507,7 +507,7 @@ class _Asked:
         if jax.process_count() == 1:
             return asked
         number = getattr(self._stop, "received", None) or 0
-        self._known.append(_processes.largest(max(int(asked), number)))
+        self._known.append(processes.largest(max(int(asked), number)))
         if len(self._known) < self._wait:
             return False
         found = int(self._known.popleft())

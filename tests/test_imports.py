@@ -35,7 +35,7 @@ LAYERS = (
     "diagnostics",
     "generate",
     "tasks",
-    "_processes",
+    "processes",
     "_mesh",
     "train",
     "_lock",

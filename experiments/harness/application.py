@@ -21,7 +21,7 @@ import jax
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.harness import command
+from experiments.harness import command, devices
 from experiments.harness.command import BadInput
 from rnn_jax import train
 
@@ -80,12 +80,25 @@ class Options:
     samples: int = 0
     """How many times a sample is shown while training, where the application has one."""
 
+    devices: int = 1
+    """Devices that share each batch, in each process: cores of a CPU, or its GPUs."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes meet that train together, on one machine or
+    many; or auto, where SLURM, Kubernetes or JAX_COORDINATOR_ADDRESS say it."""
+    processes: int | None = None
+    """How many processes there are; each is started with the same options and its --process."""
+    process: int | None = None
+    """Which of the processes this one is, from 0; process 0 prints and writes."""
+    join_seconds: int = 120
+    """How long to wait for the other processes."""
+
     def check(self) -> None:
         """Raises BadInput for values that make no sense; an application adds its own."""
         command.at_least(self, seeds=1, batch=1, evaluations=1, save_every=1)
         command.at_least(self, warmup=0, patience=0, samples=0)
         command.require(self, "seed", 0 <= self.seed < 2**32, "an integer from 0 to 2^32 - 1")
         command.above_zero(self, "learning_rate", "clip")
+        devices.check(self)
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         command.above_zero(self, *given)
         if len(given) != 1:
@@ -121,6 +134,7 @@ class Model(NamedTuple):
     sample: Callable[[Any, int], str] | None = None  # (params, seed) -> text
     unit: str = ""  # of the loss, such as "nats per character"
     net: Any = None  # what `params` are the params of, where it can run elsewhere; see README.md
+    batch_axes: Any = 0  # which axis of each leaf of a batch is the batch, as in `jax.vmap`
 
 
 class Trained(NamedTuple):
@@ -182,19 +196,26 @@ class Application(NamedTuple):
 
         if argv and argv[0] in self.uses:
             return using.use(self, argv)
-        config = parse(self, argv)
-        config.check()
-        with jax.enable_x64(self.x64(config)), train.stop_on_signals() as stop:
-            (find_lr.find if config.find_lr else train_or_resume)(self, config, stop)
+        given = command.options(self.config, self.program, argv, more=self._verbs)
+        devices.check(given)
+        with devices.started(given):
+            config = parse(self, argv, given)
+            config.check()
+            with jax.enable_x64(self.x64(config)), train.stop_on_signals() as stop:
+                (find_lr.find if config.find_lr else train_or_resume)(self, config, stop)
         return None
 
+    @property
+    def _verbs(self) -> str:
+        return "\n".join(
+            f"{self.program} {verb} RUN: {_first_line(use)}" for verb, use in self.uses.items()
+        )
 
-def parse(app: Application, argv: Sequence[str]) -> Any:
-    """Options over the defaults, which with --quick and --resume are others."""
+
+def parse(app: Application, argv: Sequence[str], found: Any) -> Any:
+    """Options over the defaults, which with --quick and --resume are others than in `found`."""
     from experiments.harness import run_folder
 
-    verbs = [f"{app.program} {verb} RUN: {_first_line(use)}" for verb, use in app.uses.items()]
-    found = command.options(app.config, app.program, argv, more="\n".join(verbs))
     given = [n for n in LENGTHS if any(a.split("=")[0] == command.flag(n) for a in argv)]
     if len(given) > 1:
         raise BadInput(f"got {' and '.join(map(command.flag, given))}, expected one of them")

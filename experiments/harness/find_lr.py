@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments.harness import command, learning, plots, training
+from experiments.harness import command, devices, learning, plots, training
 from experiments.harness.application import Application
 from experiments.harness.command import BadInput, Failed
 from experiments.harness.study import write_files
@@ -32,6 +32,8 @@ def find(app: Application, config: Any, stop: train.Stop) -> None:
     """Runs the test, draws it, and prints what to train with."""
     if config.resume is not None:
         raise BadInput("--find-lr: got --resume beside it; it starts from new params")
+    if config.coordinator is not None:
+        raise BadInput("--find-lr: got --coordinator beside it; it runs in one process")
     command.check_new(config.run)
     try:
         data, model, _, _ = training.prepare(app, config)
@@ -62,7 +64,14 @@ def sweep(config: Any, model: Any, data: Any, stop: train.Stop) -> tuple[np.ndar
         optax.clip_by_global_norm(config.clip), optax.scale_by_adam(), learning.paced(rate)
     )
     batch_at = None if training.is_streamed(data) else model.batch_at
-    run = train.make_train(model.loss, batch_at, optimizer, steps_per_call=5)
+    run = train.make_train(
+        model.loss,
+        batch_at,
+        optimizer,
+        steps_per_call=5,
+        mesh=devices.mesh(config),
+        batch_axes=model.batch_axes,
+    )
     state = learning.initial(config, model, 1)
     state = train.init(state.params, state.carry, optimizer, state.key)
     losses: list[float] = []
@@ -78,7 +87,7 @@ def sweep(config: Any, model: Any, data: Any, stop: train.Stop) -> tuple[np.ndar
         train.fit(
             run,
             state,
-            training.on_device(data),
+            training.on_devices(run, data),
             steps=UPDATES,
             on_metrics=on_metrics,
             stop=lambda: stop() or exploded(),

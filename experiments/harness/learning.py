@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments.harness import command
 from experiments.harness.command import BadInput
-from rnn_jax import train
+from rnn_jax import processes, train
 
 STARTED = time.monotonic()
 
@@ -90,7 +90,9 @@ def initial(config: Any, model: Any, nets: int) -> train.TrainState:
 
 
 def each(params: Any, nets: int) -> list[Any]:
-    """The params of each of the nets that are trained side by side."""
+    """The params of each of the nets that are trained side by side, on the first device."""
+    if any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(params)):
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
     if nets == 1:
         return [params]
     return [jax.tree.map(lambda a, i=i: a[i], params) for i in range(nets)]
@@ -122,17 +124,22 @@ def fitting(
     evaluate(state.params)
     evaluating = _seconds(lambda: evaluate(state.params))
     times = [_seconds(updates)]
-    while sum(times) < min(3.0, 3 * minutes):
+    while processes.first(lambda: sum(times) < min(3.0, 3 * minutes)):
         times.append(_seconds(updates))
     if run.takes_batches:
         data.set_state(position)
-    spent, to_come = time.monotonic() - STARTED, evaluating * (evaluations + 1) + 2.0
-    return updates_in(60 * minutes, spent, to_come, float(np.median(times)) / run.steps_per_call)
+    to_come, an_update = evaluating * (evaluations + 1) + 2.0, float(np.median(times))
+    return updates_in(60 * minutes, spent(), to_come, an_update / run.steps_per_call)
+
+
+def spent() -> float:
+    """Seconds since the program started; several processes go by the clock of the first."""
+    return processes.first(lambda: time.monotonic() - STARTED)
 
 
 def updates_in(seconds: float, spent: float, to_come: float, an_update: float) -> int:
     """How many updates fit between the seconds that are spent and those that other work takes."""
-    steps = int((seconds - spent - to_come) / an_update)
+    steps = processes.first(lambda: int((seconds - spent - to_come) / an_update))
     if steps < 1:
         raise BadInput(
             f"--minutes: got {seconds / 60:g}, too few: all but training takes "

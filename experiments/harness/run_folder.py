@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.command import BadInput, flag
+from rnn_jax import processes
 
 Config = TypeVar("Config")
-HERE = ("run", "resume")  # options that are of one command, and not of the run
+# Options that are of one command, and not of the run.
+HERE = ("run", "resume", "devices", "coordinator", "processes", "process", "join_seconds")
 
 
 class Description(NamedTuple):
@@ -47,10 +49,11 @@ def write(folder: Path, name: str, description: Description) -> None:
 def read(folder: Path, name: str, config: type[Any]) -> Description:
     """Reads run.json back; raises BadInput if the folder is not a run, or is damaged."""
     path = folder / "run.json"
-    if not path.is_file():
-        raise BadInput(f"{folder}: no run of {name} (it has no run.json)")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = processes.first(lambda: path.read_text("utf-8") if path.is_file() else None)
+        if text is None:
+            raise BadInput(f"{folder}: no run of {name} (it has no run.json)")
+        found = json.loads(text)
         if found["application"] != name:
             raise BadInput(f"{folder}: is a run of {found['application']}, expected one of {name}")
         options = from_json(config, found["options"])
@@ -111,19 +114,26 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def read_rows(folder: Path, until: int) -> list[dict[str, Any]]:
     """The rows up to a step, which is as much as the file then holds."""
-    rows = [row for row in rows_of(folder) if row["step"] <= until]
+    rows = [row for row in processes.first(lambda: rows_of(folder)) if row["step"] <= until]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
 def add_row(folder: Path, row: dict[str, Any]) -> None:
-    """Adds a row to metrics.jsonl."""
+    """Adds a row to metrics.jsonl; of several processes the first one does."""
+    if jax.process_index():
+        return
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a file in one go: killed at any moment, the old content or the new one is there."""
+    """Writes a file in one go: killed at any moment, the old content or the new one is there.
+
+    Of several processes the first one does.
+    """
+    if jax.process_index():
+        return
     part = path.with_name(path.name + ".part")
     part.write_text(content, encoding="utf-8")
     os.replace(part, path)

@@ -1,7 +1,7 @@
 """A training from its options to a run folder with a net in it."""
 
 import dataclasses
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, learning, plots, run_folder, using
+from experiments.harness import command, devices, learning, plots, run_folder, using
 from experiments.harness.application import (
     Application,
     Data,
@@ -19,7 +19,7 @@ from experiments.harness.application import (
 )
 from experiments.harness.command import BadInput, Failed
 from experiments.harness.study import write_files
-from rnn_jax import train
+from rnn_jax import processes, train
 from rnn_jax.checkpoint import Checkpoints
 
 STEPS_PER_CALL = 10
@@ -46,22 +46,15 @@ def train_or_resume(app: Application, config: Any, stop: train.Stop) -> None:
         session = _new(app, config) if config.resume is None else _resume(app, config)
     except (OSError, ValueError) as error:
         raise BadInput(command.one_line(error)) from error
-    if stop():  # while all was made ready
-        _say_stopped(session, session.state, stop)
-        return
-    state, rows = _train(session, stop)
-    if not stop():
+    state, rows, stopped = _train(session, stop)
+    if not stopped:
         _finish(session, state, rows)
         return
     _save(session, state)
     _draw(session, rows)
-    _say_stopped(session, state, stop)
-
-
-def _say_stopped(session: Session, state: train.TrainState, stop: train.Stop) -> None:
-    assert stop.received is not None
+    by = "a signal to another process" if stop.received is None else stop.received.name
     command.say(
-        f"\nstopped by {stop.received.name} after step {train.step_of(state)}; everything is "
+        f"\nstopped by {by} after step {train.step_of(state)}; everything is "
         f"saved. Go on with\n{session.app.program} --resume {session.folder}"
     )
 
@@ -75,11 +68,16 @@ def prepare(app: Application, config: Any) -> tuple[Data, Model, int, train.Run]
     check_memory(state)
     batch_at = None if is_streamed(data) else model.batch_at
     run = train.make_train(
-        model.loss, batch_at, learning.optimizer(config), steps_per_call=STEPS_PER_CALL
+        model.loss,
+        batch_at,
+        learning.optimizer(config),
+        steps_per_call=STEPS_PER_CALL,
+        mesh=devices.mesh(config),
+        batch_axes=model.batch_axes,
     )
     run = train.side_by_side(run, data.axes) if nets > 1 else run
     if not is_streamed(data):  # what cannot be computed is said before a folder is made
-        shapes = jax.eval_shape(lambda: on_device(data))
+        shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, data.train))
         jax.eval_shape(run.compiled, state, shapes, np.int32(1))
     return data, model, nets, run
 
@@ -89,13 +87,35 @@ def is_streamed(data: Data) -> bool:
     return hasattr(data.train, "__next__")
 
 
-def on_device(data: Data) -> Any:
-    return data.train if is_streamed(data) else jax.tree.map(jnp.asarray, data.train)
+def on_devices(run: train.Run, data: Data) -> Any:
+    """The data where the updates read them."""
+    if is_streamed(data) or run.mesh is not None:  # `fit` brings them there
+        return data.train
+    return jax.tree.map(jnp.asarray, data.train)
 
 
-def _first(app: Application, config: Any, data: Data, model: Model, nets: int) -> train.TrainState:
+def expected(run: train.Run, initial: Callable[[], train.TrainState]) -> train.TrainState:
+    """The shapes of a train state, and where they lie."""
+    shapes = jax.eval_shape(initial)
+    if run.mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        train.shardings(shapes, run.mesh),
+    )
+
+
+def _first(
+    app: Application, config: Any, data: Data, model: Model, nets: int, run: train.Run
+) -> train.TrainState:
     """The state before the first update, with the params of another run where one is given."""
-    state = jax.jit(lambda: learning.initial(config, model, nets))()
+
+    def initial() -> train.TrainState:
+        return learning.initial(config, model, nets)
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, expected(run, initial))
+    state = jax.jit(initial, out_shardings=places if run.mesh is not None else None)()
     if config.init_from is None:
         return state
     other = using.load_run(app, config.init_from)
@@ -122,14 +142,20 @@ def _shapes(params: Any) -> set[str]:
 
 
 def _new(app: Application, config: Any) -> Session:
-    command.check_new(config.run)
-    data, model, nets, run = prepare(app, config)
-    state = _first(app, config, data, model, nets)
+    processes.first(lambda: command.check_new(config.run))
+    data, model, nets, run = processes.together(lambda: prepare(app, config))
+    identity = _identity(config, data)
+    state = _first(app, config, data, model, nets, run)
     steps = _steps(config, data, model, nets, run, state)
     state = learning.with_steps(state, steps)
-    described = run_folder.Description(config, steps, data.about, _identity(data))
-    with command.new_folder(app.name, config.run) as folder:
-        run_folder.write(folder, app.name, described)
+    described = run_folder.Description(config, steps, data.about, identity)
+
+    def make() -> str:
+        with command.new_folder(app.name, config.run) as folder:
+            run_folder.write(folder, app.name, described)
+        return str(folder)
+
+    folder = Path(processes.first(make))
     checkpoints = Checkpoints(folder / "checkpoints")
     return Session(app, config, steps, data, model, nets, run, state, folder, checkpoints)
 
@@ -150,16 +176,16 @@ def _resume(app: Application, config: Any) -> Session:
     done = 0 if checkpoints.last is None else checkpoints.last.step
     if more and config.steps < max(done, 1):
         raise BadInput(f"--steps: got {config.steps}, but the run has made {done} updates already")
-    data, model, nets, run = prepare(app, config)
-    if _identity(data) != saved.sha256:
+    data, model, nets, run = processes.together(lambda: prepare(app, config))
+    if _identity(config, data) != saved.sha256:
         raise BadInput(
             f"--resume {folder}: the data ({config.data or 'its own'}) are not those that the run "
             "began with. Put those back (--data says where they are now), or start a new run"
         )
     if checkpoints.last is None:
-        state = _first(app, config, data, model, nets)
+        state = _first(app, config, data, model, nets, run)
     else:
-        like = jax.eval_shape(lambda: learning.initial(config, model, nets))
+        like = expected(run, lambda: learning.initial(config, model, nets))
         state = checkpoints.restore("last", like=like)
         if is_streamed(data):
             data.train.set_state(checkpoints.last.position)
@@ -173,21 +199,31 @@ def _resume(app: Application, config: Any) -> Session:
     return Session(app, config, steps, data, model, nets, run, state, folder, checkpoints)
 
 
-def _identity(data: Data) -> str:
-    return data.sha256 or run_folder.digest(data.about, data.train, data.held_out)
+def _identity(config: Any, data: Data) -> str:
+    """Of the data; several processes must have the same, and the same options."""
+    found = data.sha256 or run_folder.digest(data.about, data.train, data.held_out)
+    all_of_them = processes.each(lambda: [found, run_folder.to_json(config)])
+    for process, (theirs, options) in enumerate(all_of_them):
+        if theirs != all_of_them[0][0]:
+            raise BadInput(f"process {process} has other data than process 0; give all the same")
+        if options != all_of_them[0][1]:
+            raise BadInput(f"process {process} has other options than process 0")
+    return found
 
 
 def _steps(
     config: Any, data: Data, model: Model, nets: int, run: train.Run, state: train.TrainState
 ) -> int:
     if config.minutes is not None:
-        learning.updates_in(60 * config.minutes, time.monotonic() - learning.STARTED, 0.0, 1e-9)
+        learning.updates_in(60 * config.minutes, learning.spent(), 0.0, 1e-9)
 
         def evaluate(params: Any) -> None:
             scores(model, params, data, nets)
 
         evaluations = config.evaluations
-        return learning.fitting(config.minutes, run, state, on_device(data), evaluate, evaluations)
+        return learning.fitting(
+            config.minutes, run, state, on_devices(run, data), evaluate, evaluations
+        )
     if config.epochs is not None:
         if data.epoch is None:
             raise BadInput("--epochs: these data have no passes; give --steps or --minutes")
@@ -205,7 +241,10 @@ def scores(model: Model, params: Any, data: Data, nets: int) -> list[dict[str, f
     return found
 
 
-def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, list[dict[str, Any]]]:
+def _train(
+    session: Session, stop: train.Stop
+) -> tuple[train.TrainState, list[dict[str, Any]], bool]:
+    """The state and the rows at the end, and whether a signal brought it about."""
     _, config, steps, data, model, nets, run, state, folder, checkpoints = session
     done = train.step_of(state)
     rows = run_folder.read_rows(folder, done)
@@ -241,14 +280,15 @@ def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, list[d
         state = train.fit(
             run,
             state,
-            on_device(data),
+            on_devices(run, data),
             steps=steps,
             every=hooks,
             on_metrics=log.metrics,
             stop=lambda: stop() or stale(),
         )
+        stopped = train.step_of(state) < steps and not stale()
         scored = any("validation_loss" in r and r["step"] == train.step_of(state) for r in rows)
-        if not stop() and not scored:
+        if not stopped and not scored:
             on_evaluate(state)
     except train.Diverged as error:
         raise Failed(f"{error} Run folder: {folder}") from error
@@ -256,7 +296,7 @@ def _train(session: Session, stop: train.Stop) -> tuple[train.TrainState, list[d
         raise Failed(f"{folder}: nothing can be saved any more: {error}") from error
     finally:
         log.close()
-    return state, rows
+    return state, rows, stopped
 
 
 def _position(data: Data) -> Any:
@@ -282,8 +322,10 @@ def _finish(session: Session, state: train.TrainState, rows: list[dict[str, Any]
     trained = Trained(config, data.about, model, all_nets[net], all_nets)
     report = app.report(trained, data.held_out)
     numbers = {"options": run_folder.to_json(config), "jax": jax.__version__, "best": best}
-    command.write_numbers(folder, numbers | report.numbers)
-    names = write_files(folder, {n: lambda f=f: f for n, f in report.files.items()})
+    names = list(report.files)
+    if jax.process_index() == 0:
+        command.write_numbers(folder, numbers | report.numbers)
+        write_files(folder, {n: lambda f=f: f for n, f in report.files.items()})
     _draw(session, rows)
     spread = ""
     if nets > 1:
@@ -299,6 +341,6 @@ def _finish(session: Session, state: train.TrainState, rows: list[dict[str, Any]
 
 def _draw(session: Session, rows: list[dict[str, Any]]) -> None:
     """The loss curve, of a run that was stopped too."""
-    if rows:
+    if rows and jax.process_index() == 0:
         title, unit = session.data.text, session.model.unit
         write_files(session.folder, {"loss.png": lambda: plots.loss_curve(rows, title, unit)})

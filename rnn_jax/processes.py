@@ -25,6 +25,13 @@ _KINDS = {
 }
 
 
+class Elsewhere(RuntimeError):
+    """What `first`, `each` and `together` raise for an error in another process.
+
+    Where that is a `ValueError`, a `TypeError` or an `OSError`, they raise one of the same kind.
+    """
+
+
 def first(work: Callable[[], Found]) -> Found:
     """What `work` gives in process 0, where alone it runs: a JSON value, in every process.
 
@@ -52,6 +59,16 @@ def each(work: Callable[[], Found]) -> list[Found]:
     if mine.error is not None:
         raise mine.error
     return [_result(row.tobytes(), process, mine) for process, row in enumerate(rows)]
+
+
+def together(work: Callable[[], Found]) -> Found:
+    """Runs `work` in each process, for what it gives here.
+
+    An error in one is raised in every process, as by `each`.
+    """
+    found: list[Found] = []
+    each(lambda: found.append(work()))
+    return found[0]
 
 
 def broadcast(sent: bytes, length: int) -> bytes:
@@ -102,5 +119,5 @@ def _result(sent: bytes, process: int, mine: _Outcome | None) -> Any:
     found = json.loads(sent)
     if "error" not in found:
         return found["result"]
-    kind = _KINDS.get(found["kind"], RuntimeError)
+    kind = _KINDS.get(found["kind"], Elsewhere)
     raise kind(f"process {process}: {found['error']}")
