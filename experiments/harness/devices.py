@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from jax.sharding import Mesh
 
 from experiments.harness import command
 from experiments.harness.command import BadInput, Failed
+from rnn_jax import processes
 
 AUTO = "auto"  # the coordinator that SLURM, Kubernetes, a TPU pod or JAX_COORDINATOR_ADDRESS gives
 
@@ -60,6 +63,7 @@ def started(options: Any) -> Iterator[None]:
                 nowhere = stack.enter_context(open(silent, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
+            _same_count(options)
             yield
     except BaseException as error:
         code = _explained(error)
@@ -100,28 +104,66 @@ def _want_devices(n: int) -> None:
 
 def _join(options: Any) -> None:
     where = None if options.coordinator == AUTO else options.coordinator
-    first = options.process == 0
+    what = f"--coordinator {options.coordinator}"
+    if options.process == 0 and where is not None:
+        _check_free(options)
+    # JAX would abort the process, with a stack trace in the place of a message.
+    given_up = threading.Timer(options.join_seconds, _give_up, [what, options])
+    given_up.daemon = True
+    given_up.start()
     try:
         jax.distributed.initialize(
             where,
             options.processes,
             options.process,
-            initialization_timeout=options.join_seconds,
+            initialization_timeout=options.join_seconds + 30,
             shutdown_timeout_seconds=options.join_seconds,
         )
-    except (RuntimeError, ValueError) as error:  # JAX's own is a RuntimeError
-        what = f"--coordinator {options.coordinator}: "
-        why = command.one_line(error)[:300]
-        if where is None and isinstance(error, ValueError):
-            raise BadInput(
-                f"{what}neither SLURM, Kubernetes nor JAX_COORDINATOR_ADDRESS says where the "
-                f"processes meet ({why}); give HOST:PORT, --processes and --process"
-            ) from error
-        if first:
-            why = f"the port may be in use; or not all {options.processes} came ({why})"
-        else:
-            why = f"process 0 does not answer there, or the number of processes is another ({why})"
-        raise Failed(f"{what}no meeting within {options.join_seconds} s: {why}") from error
+    except ValueError as error:
+        raise BadInput(
+            f"{what}: neither SLURM, Kubernetes nor JAX_COORDINATOR_ADDRESS says where the "
+            f"processes meet ({command.one_line(error)}); give HOST:PORT, --processes and --process"
+        ) from error
+    except RuntimeError as error:
+        raise Failed(f"{what}: cannot be used ({command.one_line(error)[:200]})") from error
+    finally:
+        given_up.cancel()
+
+
+def _check_free(options: Any) -> None:
+    """Raises BadInput for a port that is in use, where JAX would crash."""
+    port = int(options.coordinator.rpartition(":")[2])
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            f"--coordinator {options.coordinator}: process 0 cannot listen there ({error}); name "
+            "another port in each process"
+        ) from error
+
+
+def _same_count(options: Any) -> None:
+    """JAX goes by what process 0 was told."""
+    told = processes.each(lambda: options.processes)
+    if any(n != told[0] for n in told):
+        process, n = next((i, n) for i, n in enumerate(told) if n != told[0])
+        raise BadInput(f"--processes: process {process} got {n}, process 0 got {told[0]}")
+
+
+def _give_up(what: str, options: Any) -> None:
+    """Ends the process while it waits for the others."""
+    others = "the other processes have not come"
+    if options.process is not None:
+        missing = f"not all {options.processes} processes have come"
+        others = missing if options.process == 0 else f"process 0 does not answer, or {missing}"
+    print(
+        f"error: {what}: {others} within {options.join_seconds} s (--join-seconds). Each must be "
+        "started with the same --coordinator and --processes, and reach it by the network",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def _explained(error: BaseException) -> int:

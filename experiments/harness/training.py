@@ -202,12 +202,13 @@ def _resume(app: Application, config: Any) -> Session:
 def _identity(config: Any, data: Data) -> str:
     """Of the data; several processes must have the same, and the same options."""
     found = data.sha256 or run_folder.digest(data.about, data.train, data.held_out)
-    all_of_them = processes.each(lambda: [found, run_folder.to_json(config)])
-    for process, (theirs, options) in enumerate(all_of_them):
-        if theirs != all_of_them[0][0]:
-            raise BadInput(f"process {process} has other data than process 0; give all the same")
-        if options != all_of_them[0][1]:
-            raise BadInput(f"process {process} has other options than process 0")
+    options = {n: v for n, v in run_folder.to_json(config).items() if n != "data"}
+    first, *others = processes.each(lambda: [found, options])
+    for process, (theirs, of_theirs) in enumerate(others, start=1):
+        different = [command.flag(name) for name in options if of_theirs[name] != first[1][name]]
+        if different or theirs != first[0]:
+            what = ", ".join(different) or "data"
+            raise BadInput(f"process {process} has other {what} than process 0")
     return found
 
 
