@@ -112,8 +112,11 @@ def load(config: Config) -> Data:
     C = min(CONTEXT, N)
     held_out = tokens[N - C : N + config.validation_size]
     start = "\n" if "\n" in vocabulary.characters else vocabulary.decode(tokens[:1])
+    part = jax.process_index(), jax.process_count()
     return Data(
-        text_file.Streams(tokens.part(0, N), batch=B, window=W) if sha256 else tokens[:N],
+        text_file.Streams(tokens.part(0, N), batch=B, window=W, part=part)
+        if sha256
+        else tokens[:N],
         scored_streams(held_out, C, batch=STREAMS, window=W),
         {"characters": vocabulary.characters, "start": start},
         f"{name}: {L:,} characters, {len(vocabulary)} of them distinct",

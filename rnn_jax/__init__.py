@@ -57,7 +57,7 @@ Many to many out of step (translation): the state of the encoder starts the deco
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers
+from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers, processes
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
@@ -75,6 +75,7 @@ from rnn_jax.combine import (
     two_way,
 )
 from rnn_jax.noise import NoisyState, dropout, with_key, zoneout, zoneout_mean
+from rnn_jax.over_devices import unroll_over_devices
 from rnn_jax.over_time import both_ends, last, max_over_time, mean_over_time
 from rnn_jax.summary import summary
 from rnn_jax.unroll import Explanation, Plan, explain, length_mask, unroll
@@ -107,6 +108,7 @@ __all__ = [
     "max_over_time",
     "mean_over_time",
     "one_hot",
+    "processes",
     "readout",
     "residual",
     "stack",
@@ -115,6 +117,7 @@ __all__ = [
     "train",
     "two_way",
     "unroll",
+    "unroll_over_devices",
     "with_key",
     "zoneout",
     "zoneout_mean",

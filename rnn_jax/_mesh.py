@@ -122,6 +122,8 @@ def without_types(leaf: jax.Array) -> jax.Array:
 
 def divided_by_xla(mesh: Any) -> Mesh:
     """The same mesh with axes over which XLA divides the work by itself."""
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(mesh.axis_sizes, mesh.axis_names)
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rnn_jax import _checks, _mesh, processes
 from rnn_jax._types import Array, Key, Params, State, wide
@@ -172,7 +172,7 @@ def init(
     )
 
 
-def shardings(train_state: TrainState, mesh: Mesh) -> TrainState:
+def shardings(train_state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
     """Where each leaf of a train state lies on a mesh: what `init` and `make_train` do by default.
 
     Args:
@@ -187,7 +187,7 @@ def shardings(train_state: TrainState, mesh: Mesh) -> TrainState:
       shapes, for the argument `like` of `Checkpoints.restore`.
 
     Example:
-      >>> mesh = jax.make_mesh((1, 1), ("batch", "units"))
+      >>> mesh = jax.sharding.AbstractMesh((4, 2), ("batch", "units"))  # needs no devices
       >>> state = init({"w": jnp.ones((3, 4))}, jnp.ones((8, 5)), optax.sgd(0.1), jax.random.key(0))
       >>> where = shardings(state, mesh)
       >>> print(where.params["w"].spec, where.carry.spec, where.key.spec)

@@ -26,7 +26,8 @@ LAYERS = (
     "_sequence",
     "unroll",
     "over_time",
-    "pipeline",
+    "_mesh",
+    "over_devices",
     "combine",
     "noise",
     "attention",
@@ -34,9 +35,8 @@ LAYERS = (
     "gradients",
     "diagnostics",
     "generate",
-    "tasks",
     "processes",
-    "_mesh",
+    "tasks",
     "train",
     "_lock",
     "_leaves",
@@ -44,11 +44,12 @@ LAYERS = (
     "interop",
 )
 RANK = {name: rank for rank, name in enumerate(LAYERS)} | {"__init__": len(LAYERS)}
-# NumPy comes with JAX; from `tasks` up there is work for the host, in `gradients` there are
-# patterns of sparsity and in `_jaxprs` constant indices, known before anything runs.
+# NumPy comes with JAX; from `processes` up there is work for the host, in `gradients` there are
+# patterns of sparsity and in `_jaxprs` constant indices, known before anything runs, and `_mesh`
+# brings arrays from the host to the devices.
 ALLOWED = {
     "jax": set(RANK),
-    "numpy": {"_jaxprs", "gradients", *LAYERS[LAYERS.index("tasks") :]},
+    "numpy": {"_jaxprs", "_mesh", "gradients", *LAYERS[LAYERS.index("processes") :]},
     "optax": {"losses", "train"},
     "orbax": {"checkpoint"},
 }

@@ -203,10 +203,10 @@ def _identity(config: Any, data: Data) -> str:
     """Of the data; several processes must have the same, and the same options."""
     found = data.sha256 or run_folder.digest(data.about, data.train, data.held_out)
     options = {n: v for n, v in run_folder.to_json(config).items() if n != "data"}
-    first, *others = processes.each(lambda: [found, options])
+    (data_of_first, first), *others = processes.each(lambda: (found, options))
     for process, (theirs, of_theirs) in enumerate(others, start=1):
-        different = [command.flag(name) for name in options if of_theirs[name] != first[1][name]]
-        if different or theirs != first[0]:
+        different = [command.flag(name) for name in options if of_theirs[name] != first[name]]
+        if different or theirs != data_of_first:
             what = ", ".join(different) or "data"
             raise BadInput(f"process {process} has other {what} than process 0")
     return found

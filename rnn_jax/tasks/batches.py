@@ -104,15 +104,88 @@ def minibatch(size: int) -> Callable[[Shuffled, Array], Any]:
     B = _checks.positive_int("size", size)
 
     def batch_at(data: Shuffled, step: Array) -> Any:
-        key, rows = data.order
-        n = jnp.uint32(_length(data.examples)) if rows is None else rows.size.astype(jnp.uint32)
-        epoch, place = laps(step, B, n)
-        later, at = jnp.divmod(place + jnp.arange(B, dtype=jnp.uint32), n)
-        at = _shuffle(key, epoch + later, at, n).astype(jnp.int32)
-        at = at if rows is None else rows.indices[at]
+        at = _rows_at(data.order, _length(data.examples), B, step)
         return jax.tree.map(lambda array: array[at], data.examples)
 
     return batch_at
+
+
+class Batches:
+    """The batches of `minibatch`, from arrays on the host: for those larger than memory.
+
+    An iterator without an end, for `rnn_jax.train.fit`. Batch number `step` is that of
+    ``minibatch(size)(shuffled(examples, seed), step)``, to the bit. No more is read than a batch
+    of arrays that are mapped, as ``numpy.load(path, mmap_mode="r")`` makes them.
+
+    Args:
+      examples: a pytree of NumPy arrays with a leading axis N.
+      size: B, examples in a batch.
+      seed: of the order.
+      part: ``(i, n)`` for process i of n that compute together: it reads its part, B / n examples,
+        as ``make_train(mesh=)`` takes them. The position is the same in all, and good for any n.
+
+    Raises:
+      ValueError: the arrays have different lengths, or none; or a batch cannot be split into n
+        equal parts.
+
+    Example:
+      >>> batches = Batches(np.arange(5) * 10, size=2)
+      >>> print([next(batches).tolist() for _ in range(3)], batches.get_state())
+      [[10, 40], [0, 30], [20, 40]] {'step': 3, 'size': 2, 'examples': 5, 'seed': 0}
+    """
+
+    def __init__(
+        self, examples: Any, size: int, seed: int = 0, *, part: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.examples = examples
+        self._sizes = {"size": _checks.positive_int("size", size)}
+        self._sizes |= {"examples": _length(examples), "seed": seed}
+        self._mine = part_of(size, part)
+        self._order = shuffled(np.zeros(1, bool), seed).order
+        self._step = 0
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Any:
+        batch = self.at(self._step)
+        self._step += 1
+        return batch
+
+    def at(self, step: int) -> Any:
+        """Batch number `step`, from 0; the position stays."""
+        B, N, _ = self._sizes.values()
+        rows = np.asarray(_rows_at_step(self._order, N, B, np.uint32(step)))[self._mine]
+        return jax.tree.map(lambda array: np.asarray(array[rows]), self.examples)
+
+    def get_state(self) -> dict[str, int]:
+        """The position, a JSON value, for `set_state` and for `Checkpoints.save(position=)`."""
+        return {"step": self._step} | self._sizes
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position that `get_state` gave, of batches of the same examples and seed."""
+        self._step = step_in(state, self._sizes)
+
+
+def part_of(size: int, part: tuple[int, int]) -> slice:
+    """Which of the `size` rows of a batch are those of process i of n, ``part = (i, n)``."""
+    i, n = part
+    if not 0 <= i < n or size % n:
+        raise ValueError(
+            f"part: got {part} of a batch of {size}, expected (i, n) with 0 <= i < n, and n a "
+            f"divisor of {size}"
+        )
+    return slice(i * size // n, (i + 1) * size // n)
+
+
+def step_in(state: Any, sizes: dict[str, int]) -> int:
+    """The step of a position, which must be of data of these sizes."""
+    step = state.get("step") if isinstance(state, dict) else None
+    if not isinstance(step, int) or step < 0 or state != {"step": step} | sizes:
+        raise ValueError(
+            f"state: got {state!r:.200}, expected a position from get_state of data with {sizes}"
+        )
+    return step
 
 
 def laps(steps: Array | int, size: int, length: Array | int) -> tuple[Array, Array]:
@@ -216,6 +289,19 @@ def pad(sequences: Iterable[Sequence[int]], length: int | None = None) -> tuple[
     for padded, row in zip(tokens, rows, strict=True):
         padded[: len(row)] = row
     return jnp.asarray(tokens), jnp.asarray([len(row) for row in rows], jnp.int32)
+
+
+def _rows_at(order: Order, N: Array | int, B: int, step: Array) -> Array:
+    """Which examples a batch has; int32 [B]."""
+    key, rows = order
+    n = jnp.asarray(N).astype(jnp.uint32) if rows is None else rows.size.astype(jnp.uint32)
+    epoch, place = laps(step, B, n)
+    later, at = jnp.divmod(place + jnp.arange(B, dtype=jnp.uint32), n)
+    at = _shuffle(key, epoch + later, at, n).astype(jnp.int32)
+    return at if rows is None else rows.indices[at]
+
+
+_rows_at_step = jax.jit(_rows_at, static_argnums=2)
 
 
 def _forward(lap: Array, place: Array, by: Array, n: Array) -> tuple[Array, Array]:

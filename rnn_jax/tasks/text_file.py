@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from rnn_jax import _checks
+from rnn_jax.tasks.batches import part_of, step_in
 from rnn_jax.tasks.text import Vocabulary, code_points, not_utf8
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -218,15 +219,21 @@ class Streams:
       tokens: at least `window` of them.
       batch: B, the number of streams.
       window: W.
+      part: ``(i, n)`` for process i of n that compute together: it reads the streams of its part,
+        B / n of them, as ``make_train(mesh=)`` takes them with ``batch_axes=1``. The position is
+        the same in all, and good for any n.
 
     Returns:
-      From ``next``: ``(inputs, targets)``, each int32 [W, B], NumPy.
+      From ``next``: ``(inputs, targets)``, each int32 [W, B / n], NumPy.
 
     Raises:
-      ValueError: a size is not positive, or there are fewer tokens than a window has.
+      ValueError: a size is not positive, or there are fewer tokens than a window has; or the
+        streams cannot be split into n equal parts.
     """
 
-    def __init__(self, tokens: TokenFile, *, batch: int, window: int) -> None:
+    def __init__(
+        self, tokens: TokenFile, *, batch: int, window: int, part: tuple[int, int] = (0, 1)
+    ) -> None:
         B = _checks.positive_int("batch", batch)
         W = _checks.positive_int("window", window)
         if len(tokens) < W:
@@ -235,6 +242,7 @@ class Streams:
                 "or a shorter window."
             )
         self.tokens = tokens
+        self._mine = range(B)[part_of(B, part)]
         self._sizes = {"batch": B, "window": W, "length": len(tokens)}
         self._step = 0
 
@@ -249,8 +257,8 @@ class Streams:
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Window number `step`, from 0; the position stays."""
         B, W, L = self._sizes.values()
-        rows = np.empty((B, W + 1), self.tokens.dtype)
-        for b, row in enumerate(rows):
+        rows = np.empty((len(self._mine), W + 1), self.tokens.dtype)
+        for b, row in zip(self._mine, rows, strict=True):
             start = (b * L // B + step * W) % L
             before_the_end = min(W + 1, L - start)
             self.tokens.read_into(row[:before_the_end], start)
@@ -264,13 +272,7 @@ class Streams:
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to a position that `get_state` gave, of streams of the same sizes."""
-        step = state.get("step") if isinstance(state, dict) else None
-        if not isinstance(step, int) or step < 0 or state != {"step": step} | self._sizes:
-            raise ValueError(
-                f"state: got {state!r:.200}, expected a position from get_state of streams with "
-                f"{self._sizes}"
-            )
-        self._step = step
+        self._step = step_in(state, self._sizes)
 
 
 class _Open:
