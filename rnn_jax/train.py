@@ -191,7 +191,7 @@ def shardings(train_state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
       >>> state = init({"w": jnp.ones((3, 4))}, jnp.ones((8, 5)), optax.sgd(0.1), jax.random.key(0))
       >>> where = shardings(state, mesh)
       >>> print(where.params["w"].spec, where.carry.spec, where.key.spec)
-      PartitionSpec(None, 'units') PartitionSpec('batch',) PartitionSpec()
+      P(None, 'units') P('batch',) P()
     """
     return _mesh.shardings(train_state, _mesh.divided_by_xla(mesh))
 
