@@ -12,7 +12,6 @@ of one round.
 import contextlib
 import json
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -136,22 +135,14 @@ def team(arrangement: Arrangement) -> Iterator[list[subprocess.Popen]]:
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         arrangement = arrangement._replace(coordinator=f"localhost:{port}")
-    cores = len(os.sched_getaffinity(0))
     workers = []
     for i in range(n):
         mine = arrangement._replace(process=i)
-        if n > 1:
-            mine = mine._replace(core=i % cores)
-        command_line = [
-            sys.executable,
-            "-m",
-            "experiments.bench.worker",
-            json.dumps(mine._asdict()),
-        ]
+        words = [sys.executable, "-m", "experiments.bench.worker", json.dumps(mine._asdict())]
         pipe = subprocess.PIPE
         workers.append(
             subprocess.Popen(
-                command_line, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True,
+                words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True,
                 cwd=Path(__file__).parents[2],
             )
         )  # fmt: skip
