@@ -3,7 +3,9 @@
 import collections
 import functools
 import itertools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from rnn_jax import train
 from rnn_jax.tasks import batches
-from rnn_jax.tasks.batches import Rows, Shuffled, folds, minibatch, pad, shuffled
+from rnn_jax.tasks.batches import Batches, Rows, Shuffled, folds, minibatch, pad, shuffled
 
 LARGE = 2**31 - 1
 
@@ -128,6 +130,34 @@ def test_training_resumes_from_its_step() -> None:
     again = train.fit(run, half, shuffled((x, 3 * x), 0), steps=60)
     assert float(whole.params["w"]) == float(again.params["w"])
     assert abs(float(whole.params["w"]) - 3) < 0.01
+
+
+@pytest.mark.parametrize(("N", "size"), [(37, 8), (5, 12), (40, 8)])
+def test_batches_from_the_host_are_those_of_the_device(N: int, size: int, tmp_path: Path) -> None:
+    """From a mapped file, whole or in parts, and from any position on."""
+    np.save(tmp_path / "x.npy", np.arange(3.0 * N).reshape(N, 3))
+    examples = {"x": np.load(tmp_path / "x.npy", mmap_mode="r"), "y": np.arange(N)}
+    source = Batches(examples, size, seed=3)
+    parts = [Batches(examples, size, 3, part=(i, 4)) for i in range(4)]
+    shuffle, at = shuffled(jax.tree.map(np.asarray, examples), 3), minibatch(size)
+    for step in range(12):
+        expected = at(shuffle, jnp.int32(step))
+        batch = next(source)
+        assert type(batch["x"]) is np.ndarray  # in memory, and nothing else is
+        for name in examples:
+            np.testing.assert_array_equal(batch[name], expected[name])
+            joined = np.concatenate([part.at(step)[name] for part in parts])
+            np.testing.assert_array_equal(joined, expected[name])
+    state = json.loads(json.dumps(source.get_state()))
+    other = Batches(examples, size, 3, part=(1, 2))
+    other.set_state(state)
+    np.testing.assert_array_equal(next(other)["y"], next(source)["y"][size // 2 :])
+    for wrong in ({}, None, state | {"seed": 4}, state | {"step": -1}, state | {"size": size + 1}):
+        with pytest.raises(ValueError, match="expected a position from get_state"):
+            other.set_state(wrong)
+    for part in ((4, 4), (-1, 4), (0, 7), (0, 0)):
+        with pytest.raises(ValueError, match="part: got"):
+            Batches(examples, size, part=part)
 
 
 def test_what_cannot_be_shuffled() -> None:

@@ -769,6 +769,23 @@ def test_a_save_that_dies_at_any_moment_does_no_harm(
     assert set(outcomes) == {2, 3}
 
 
+def test_advice_about_the_disk_is_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at(1))
+    for why, advice in (("barrier: names differ", False), ("No space left on device", True)):
+
+        def fails(*args: Any, why: str = why, **options: Any) -> None:
+            raise ValueError(why)
+
+        monkeypatch.setattr(checkpoints._orbax, "save", fails)
+        with pytest.raises(OSError, match=f"could not be saved \\({why}\\)") as caught:
+            checkpoints.save(at(2))
+        assert ("make room" in str(caught.value)) is advice
+    assert checkpoints.last.step == 1
+
+
 # ---- kill -9
 
 

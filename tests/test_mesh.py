@@ -32,7 +32,7 @@ def loss_of(cell: rnn_jax.Cell) -> Any:
 
     def loss(params: Any, carry: Any, batch: Any, key: Any) -> Any:
         xs, targets, mask = batch
-        weights = jax.random.uniform(key, (O,), xs.dtype)
+        weights = jax.random.uniform(key, (1, 1, O), xs.dtype)
         unroll = jax.vmap(lambda s, xs, m: rnn_jax.unroll(cell, params, s, xs, mask=m))
         carry, ys = unroll(carry, xs, mask)
         return rnn_jax.losses.squared_error(ys * weights, targets, mask), carry

@@ -35,6 +35,17 @@ def of_chaos(numbers: dict[str, Any], text: str) -> None:
     assert "NOT reproduced" not in text
 
 
+def of_devices(numbers: dict[str, Any], text: str) -> None:
+    (net,) = numbers["training"]
+    params = 4 * 8 * (64 + 8 + 1) + 16 * (8 + 1)
+    assert params * 4 <= net["reduced"] < params * 4 + 100  # the gradient; the loss, and flags
+    assert [len(row["seconds"]) for row in net["rows"]] == [2] * 6
+    long = numbers["long"]
+    assert long["batch over two"]["inputs"] == long["one device"]["inputs"] / 2
+    assert text.count("| 8 | two processes |") == 2
+    assert text.count("InfiniBand") == 2
+
+
 def of_bench(numbers: dict[str, Any], text: str) -> None:
     (row,) = numbers["rows"]
     assert [*row["entries"]] == ["ours", *numbers["peers"]]
@@ -192,6 +203,15 @@ ROWS = {
             ("--tolerance 0", "--tolerance: got 0"),
         ],
         also="--peers textbook torch ours products",
+        strict=False,
+    ),
+    "bench.devices": Row(
+        of_devices,
+        [
+            ("--batch 3", "--batch: got 3, expected an even"),
+            ("--long 4 41 6", "--long: got (4, 41, 6)"),
+            ("--hidden-sizes 0", "--hidden-sizes: got 0"),
+        ],
         strict=False,
     ),
     "bench.memory": Row(

@@ -134,6 +134,22 @@ def test_streams_equal_those_in_memory(
     assert windows.get_state()["step"] == 3 * L  # `at` has not moved it
 
 
+def test_each_process_reads_its_part(tmp_path: Path) -> None:
+    """Together they have the batch, from a position that any number of them gave."""
+    tokens = small(tmp_path)
+    whole = Streams(tokens, batch=6, window=7)
+    for n in (1, 2, 3, 6):
+        parts = [Streams(tokens, batch=6, window=7, part=(i, n)) for i in range(n)]
+        for part in parts:
+            part.set_state(whole.get_state())
+        expected = next(whole)
+        for mine in zip(expected, *map(next, parts), strict=True):
+            np.testing.assert_array_equal(np.concatenate(mine[1:], axis=1), mine[0])
+    for part in ((2, 2), (0, 4), (-1, 2)):
+        with pytest.raises(ValueError, match="part: got"):
+            Streams(tokens, batch=6, window=7, part=part)
+
+
 def test_a_position_goes_through_json_and_continues(tmp_path: Path) -> None:
     tokens = small(tmp_path)
     whole = Streams(tokens, batch=3, window=7)
