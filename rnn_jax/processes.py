@@ -1,7 +1,12 @@
 """Several processes that compute together: what one of them finds, all of them know."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -32,6 +37,34 @@ class Elsewhere(RuntimeError):
     """
 
 
+class Lost(RuntimeError):
+    """Another process has ended, or cannot be reached any more.
+
+    What the last checkpoint has is safe; start all processes again.
+    """
+
+
+_LOST = re.compile("gloo|UNAVAILABLE|coordination service|connection (reset|closed)", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[None]:
+    """Inside the ``with``, what JAX raises where another process is gone is a `Lost`.
+
+    `rnn_jax.train.fit`, `rnn_jax.checkpoint.Checkpoints` and the functions here do it themselves.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not _LOST.search(str(error)) or jax.process_count() == 1:
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise Lost(
+            f"process {jax.process_index()}: another process has ended or cannot be reached any "
+            f"more. What the last checkpoint has is safe; start all processes again ({why})"
+        ) from error
+
+
 def first(work: Callable[[], Found]) -> Found:
     """What `work` gives in process 0, where alone it runs: a JSON value, in every process.
 
@@ -41,7 +74,8 @@ def first(work: Callable[[], Found]) -> Found:
         return work()
     mine = _Outcome(work) if jax.process_index() == 0 else None
     sent = b"" if mine is None else mine.sent
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    with noticing():
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
     return _result(broadcast(sent, length), 0, mine)
 
 
@@ -53,9 +87,10 @@ def each(work: Callable[[], Found]) -> list[Found]:
     if jax.process_count() == 1:
         return [work()]
     mine = _Outcome(work)
-    lengths = multihost_utils.process_allgather(np.int32(len(mine.sent)))
-    padded = np.frombuffer(mine.sent.ljust(lengths.max()), np.uint8)
-    rows = multihost_utils.process_allgather(padded)
+    with noticing():
+        lengths = multihost_utils.process_allgather(np.int32(len(mine.sent)))
+        padded = np.frombuffer(mine.sent.ljust(lengths.max()), np.uint8)
+        rows = multihost_utils.process_allgather(padded)
     if mine.error is not None:
         raise mine.error
     return [_result(row.tobytes(), process, mine) for process, row in enumerate(rows)]
@@ -71,13 +106,44 @@ def together(work: Callable[[], Found]) -> Found:
     return found[0]
 
 
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Inside the ``with``, an error in one of several processes ends it at once, after its message.
+
+    The others notice within seconds: what they compute together raises `Lost`, which ends them
+    here too. Without it, a process that fails first
+    waits for the others to say goodbye, for five minutes, and they for what it should have sent.
+    What the last checkpoint has is safe. In one process alone, nothing is different.
+
+    Example:
+      A training script::
+
+          jax.distributed.initialize()
+          with rnn_jax.processes.ending_together():
+              main()
+    """
+    try:
+        with noticing():
+            yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        code = error.code if isinstance(error, SystemExit) else 1
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 def broadcast(sent: bytes, length: int) -> bytes:
     """So many bytes of process 0; what the others give does not count."""
     if jax.process_count() == 1:
         return sent
     source = jax.process_index() == 0
     array = np.frombuffer(sent, np.uint8) if source else np.zeros(length, np.uint8)
-    return multihost_utils.broadcast_one_to_all(array).tobytes()
+    with noticing():
+        return multihost_utils.broadcast_one_to_all(array).tobytes()
 
 
 def largest(value: int) -> jax.Array:
@@ -95,7 +161,8 @@ def whole(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
-        return multihost_utils.process_allgather(array, tiled=True)
+        with noticing():
+            return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 

@@ -433,6 +433,7 @@ def fit(
 
     Raises:
       Diverged: too many updates in a row were skipped; of nets side by side, those of each.
+      rnn_jax.processes.Lost: another process, with which this one trains, has ended.
       TypeError: the run takes batches, and `data` is no iterator.
 
     Example:
@@ -469,24 +470,25 @@ def fit(
                 if in_row.min() >= limit:
                     raise _diverged(first + i, int(in_row.min()), metrics, i, train_state)
 
-    while step < steps:
-        if asked():
-            break
-        chunk = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
-        given = data
-        if run.takes_batches:
-            batches = list(itertools.islice(data, chunk))
-            if not batches:
+    with processes.noticing():
+        while step < steps:
+            if asked():
                 break
-            chunk, given = len(batches), _stacked(batches, run.steps_per_call)
-        train_state, metrics = run(train_state, given, chunk)
-        pending.append((step, metrics))
-        step += chunk
-        hooks = [hook for k, hook in every if step % k == 0]
-        report(leave=0 if hooks else in_flight - 1)
-        for hook in hooks:
-            hook(train_state)
-    report(leave=0)
+            chunk = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
+            given = data
+            if run.takes_batches:
+                batches = list(itertools.islice(data, chunk))
+                if not batches:
+                    break
+                chunk, given = len(batches), _stacked(batches, run.steps_per_call)
+            train_state, metrics = run(train_state, given, chunk)
+            pending.append((step, metrics))
+            step += chunk
+            hooks = [hook for k, hook in every if step % k == 0]
+            report(leave=0 if hooks else in_flight - 1)
+            for hook in hooks:
+                hook(train_state)
+        report(leave=0)
     return train_state
 
 

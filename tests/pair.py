@@ -162,5 +162,6 @@ ROLES = {
     "refuses": refuses,
     "saves for ever": saves_for_ever,
 }
-ROLES[ROLE]()
+with processes.ending_together():
+    ROLES[ROLE]()
 jax.distributed.shutdown()

@@ -64,6 +64,7 @@ def ended(children: list[subprocess.Popen[str]], within: float = 4 * BOUND) -> l
     finally:
         for child in children:
             child.kill()
+            child.communicate()
     return found
 
 
@@ -87,11 +88,9 @@ def flat(state: Any) -> np.ndarray:
 
 
 def test_what_one_process_knows_all_know() -> None:
-    for rows in said(pair("laws")):
-        assert rows[0] == {
-            "first": {"of": 0}, "each": [0, 3], "together": rows[0]["together"], "largest": 5,
-        }  # fmt: skip
     ours, theirs = said(pair("laws"))
+    for rows in (ours, theirs):
+        assert (rows[0]["first"], rows[0]["each"], rows[0]["largest"]) == ({"of": 0}, [0, 3], 5)
     assert [rows[0]["together"] for rows in (ours, theirs)] == [0, 3]
     messages = {row["where"]: (row["kind"], row["message"]) for row in ours[1:]}
     assert messages == {
@@ -120,13 +119,14 @@ def _bad() -> int:
     raise ValueError("bad")
 
 
-def test_two_processes_are_one_but_for_the_order_of_sums(x64: None) -> None:
+def test_two_processes_are_one_but_for_the_order_of_sums() -> None:
     """Replicated and split params, with dropout; and each process reading its own part."""
     found = said(pair("trains"))
     assert found[0] == found[1]
     params = {row["kind"]: row["params"] for row in found[0]}
     one = flat(two.trained(None))
-    limit = two.bound(np.float32)
+    with jax.enable_x64(True):
+        limit = two.bound(np.float32)
     assert np.abs(params["batch"] - one).max() <= limit
     assert np.abs(params["units"] - one).max() <= limit
     run = train.make_train(two.loss_of(two.net()), None, two.OPTIMIZER, steps_per_call=10)
@@ -207,7 +207,7 @@ def kill_one_or_both(folder: Path, aim: str, rng: random.Random, last: int) -> i
     for i, (code, _, err) in enumerate(results):
         assert code != 0
         if i not in victims:
-            assert re.search("Gloo|distributed service|UNAVAILABLE|closed", err), err
+            assert re.search("another process has ended|another task died", err), err
     lines.append(results[0][1])
     steps = saved_by("".join(lines))
     reader = Checkpoints(folder / "there", read_only=True)
@@ -223,6 +223,7 @@ def kill_often(folder: Path, aims: list[str], rng: random.Random) -> None:
     assert last > 2 * len(aims)
 
 
+@pytest.mark.slow
 def test_one_of_two_is_killed_during_a_save(tmp_path: Path) -> None:
     kill_often(tmp_path, ["first save", "second"], random.Random(0))
 
@@ -272,6 +273,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "r"
 
 
+@pytest.mark.slow
 def test_two_devices_from_the_command_line(alone: Path, tmp_path: Path) -> None:
     """The run goes on with another number of them."""
     options = ["--quick", "--run", "r", "--devices", 2, "--steps", 30, "--evaluations", 2]
@@ -287,6 +289,7 @@ def test_two_devices_from_the_command_line(alone: Path, tmp_path: Path) -> None:
     assert_alike(rows(tmp_path / "w"), rows(alone))
 
 
+@pytest.mark.slow
 def test_two_processes_from_the_command_line(alone: Path, tmp_path: Path) -> None:
     """Process 0 alone prints and writes; SIGTERM to the other one stops both, and it goes on."""
     both = commands(tmp_path, "--quick", "--run", "r")
@@ -343,7 +346,8 @@ def test_who_cannot_meet_says_so(case: str, tmp_path: Path) -> None:
 
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as server:
-        (code, _, err), *_ = ended(commands(tmp_path, port=server.getsockname()[1])[:1], BOUND)
+        port = server.getsockname()[1]
+        (code, _, err), *_ = ended(commands(tmp_path, port=port, each=((),)), BOUND)
     assert code == 2
     assert err.startswith("error: --coordinator localhost:")
     assert "cannot listen there" in err
@@ -402,7 +406,7 @@ def test_a_killed_process_ends_the_other_with_a_message(victim: int, tmp_path: P
 
 @pytest.mark.slow
 def test_a_slow_process_is_waited_for(tmp_path: Path) -> None:
-    both = commands(tmp_path, "--quick", "--steps", 3000, "--run", "r")
+    both = commands(tmp_path, "--quick", "--steps", 1500, "--run", "r")
     metrics = tmp_path / "0/r/metrics.jsonl"
     until = time.monotonic() + 3 * BOUND
     while not metrics.exists() or len(metrics.read_text()) < 300:
@@ -412,10 +416,10 @@ def test_a_slow_process_is_waited_for(tmp_path: Path) -> None:
     time.sleep(20)
     seen = rows(tmp_path / "0/r")[-1]["step"]
     time.sleep(2)
-    assert rows(tmp_path / "0/r")[-1]["step"] == seen < 3000
+    assert rows(tmp_path / "0/r")[-1]["step"] == seen < 1500
     both[1].send_signal(signal.SIGCONT)
     assert [code for code, _, _ in ended(both)] == [0, 0]
-    assert rows(tmp_path / "0/r")[-1]["step"] == 3000
+    assert rows(tmp_path / "0/r")[-1]["step"] == 1500
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def started(options: Any) -> Iterator[None]:
                 nowhere = stack.enter_context(open(silent, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
+            stack.enter_context(processes.noticing())
             _same_count(options)
             yield
     except BaseException as error:
@@ -172,19 +173,15 @@ def _explained(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        text = (
-            f"process {jax.process_index()}: another process has ended or cannot be reached any "
-            "more. What the last checkpoint has is safe: start all processes again with --resume "
-            f"RUN beside the same options ({command.one_line(error)[:200]})"
-        )
-    elif isinstance(error, (BadInput, Failed, OSError)):
+    if isinstance(error, processes.Lost):
+        text = f"{error}. Go on with --resume RUN beside the same options"
+    elif isinstance(error, (BadInput, Failed, OSError, processes.Elsewhere)):
         text = str(error)
     else:
         import traceback
 
         traceback.print_exception(error)
         return 1
-    if jax.process_index() == 0 or isinstance(error, jax.errors.JaxRuntimeError):
+    if jax.process_index() == 0 or isinstance(error, processes.Lost):
         print(f"error: {text}", file=sys.stderr, flush=True)
     return 2 if isinstance(error, BadInput) else 1
