@@ -113,6 +113,23 @@ def test_stopped_and_resumed_is_as_never_stopped(monkeypatch, capsys, number, se
     assert rows("parts") == rows("whole")
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_two_devices_share_the_work(seeds, capsys):
+    """And a run goes on with another number of them, which is no option of the run."""
+    assert main("--quick", "--seeds", seeds, "--run", "one") == 0
+    assert main("--quick", "--seeds", seeds, "--run", "two", "--devices", 2) == 0
+    assert main("--quick", "--seeds", seeds, "--steps", 30, "--run", "more", "--devices", 2) == 0
+    assert main("--resume", "more", "--steps", 60) == 0
+    for run in ("two", "more"):
+        for got, expected in zip(rows(run)[-3:], rows("one")[-3:], strict=True):
+            assert got["step"] == expected["step"]
+            if run == "two" and "loss" in got:
+                np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-4)
+    assert main("say", "two") == 0
+    assert "devices" not in json.loads(Path("two/run.json").read_text())["options"]
+    assert main("--quick", "--find-lr", "--devices", 2) == 0
+
+
 def test_a_signal_between_two_scores_loses_nothing(monkeypatch, capsys):
     metrics = learning.Log.metrics
 
@@ -351,6 +368,23 @@ BAD = {
     "find-lr exists": (["--quick", "--find-lr", "--run", "there"], "there exists"),
     "run cannot be made": (["--quick", "--run", "few/run"], "cannot be made"),
     "no run": (["--resume", "there"], "no run of toy"),
+    "devices": (["--quick", "--devices", "0"], "--devices: got 0"),
+    "too many devices": (["--quick", "--devices", "99", "--batch", "99"], "but there are 2"),
+    "uneven batch": (["--quick", "--devices", "2", "--batch", "5"], "a multiple of 2"),
+    "no coordinator": (["--quick", "--process", "1"], "--process: got 1, expected --coordinator"),
+    "no place": (
+        ["--quick", "--coordinator", "here", "--processes", "2", "--process", "0"],
+        "HOST:PORT",
+    ),
+    "no number": (["--quick", "--coordinator", "here:1"], "got no --processes"),
+    "which": (
+        ["--quick", "--coordinator", "here:1", "--processes", "2", "--process", "2"],
+        "less than --processes, which is 2",
+    ),
+    "find-lr by several": (
+        ["--quick", "--find-lr", "--coordinator", "localhost:1"],
+        "it runs in one process",
+    ),
     "use of no run": (["say", "there"], "no run of toy"),
 }
 

@@ -344,6 +344,14 @@ def test_who_cannot_meet_says_so(case: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_nobody_says_where_to_meet(tmp_path: Path) -> None:
+    child = started(["-c", TOY, "--quick", "--coordinator", "auto"], cwd=tmp_path)
+    (code, _, err), *_ = ended([child], BOUND)
+    assert code == 2
+    assert "neither SLURM, Kubernetes nor JAX_COORDINATOR_ADDRESS says where" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
@@ -469,3 +477,29 @@ def test_slurm_says_who_and_where(tmp_path: Path) -> None:
             both.append(started(["-c", TOY, *options], cwd=tmp_path))
     assert [code for code, _, _ in ended(both)] == [0, 0]
     assert (tmp_path / "r/numbers.json").exists()
+
+
+def lines_of_readme() -> list[str]:
+    """The command lines of the section on devices and processes."""
+    text = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## More than one core")[2].partition("\n## ")[0]
+    return re.findall(r"^```sh\n(.*?)\n```$", section, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_lines_of_the_readme(number: int, tmp_path: Path) -> None:
+    """As they stand there, but quick, and at a port that is free."""
+    lines = lines_of_readme()
+    assert len(lines) == 2
+    line = lines[number].replace(".venv/bin/python", sys.executable)
+    line = line.replace("7777", str(free_port()))
+    line = re.sub("-m experiments.char_lm", "-m experiments.char_lm --quick --run r", line)
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        ["bash", "-c", line + "; wait"], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=4 * BOUND,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best validation loss") == 1
+    assert rows(tmp_path / "r")[-1]["step"] == 300

@@ -42,6 +42,7 @@ LINKS = {
 }
 MANY = (8, 64, 1024)
 FASTER = (1, 100)  # than one core here; the second is about what an accelerator is
+WORKER = "import sys; from experiments.bench.worker import main; main(sys.argv[1])"
 ONE = "one device, one core"
 
 
@@ -139,7 +140,7 @@ def team(arrangement: Arrangement) -> Iterator[list[subprocess.Popen]]:
     workers = []
     for i in range(n):
         mine = arrangement._replace(process=i)
-        words = [sys.executable, "-m", "experiments.bench.worker", json.dumps(mine._asdict())]
+        words = [sys.executable, "-c", WORKER, json.dumps(mine._asdict())]
         pipe = subprocess.PIPE
         workers.append(
             subprocess.Popen(
@@ -160,7 +161,7 @@ def ask(worker: subprocess.Popen) -> dict[str, Any]:
     assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:
-        raise Failed("one of the processes has ended; run `python -m experiments.bench.worker`")
+        raise Failed("one of the processes that are timed has ended")
     return json.loads(line)
 
 

@@ -104,7 +104,3 @@ def reduced(program: str) -> list[int]:
             )
         )
     return found
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

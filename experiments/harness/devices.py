@@ -28,6 +28,8 @@ def check(options: Any) -> None:
             expected = "--coordinator beside it, which all processes can reach"
             command.require(options, name, getattr(options, name) is None, expected)
         return
+    if options.find_lr:
+        raise BadInput("--find-lr: got --coordinator beside it; it runs in one process")
     if where == AUTO and n is None and i is None:
         return
     host, _, port = where.rpartition(":")

@@ -32,8 +32,6 @@ def find(app: Application, config: Any, stop: train.Stop) -> None:
     """Runs the test, draws it, and prints what to train with."""
     if config.resume is not None:
         raise BadInput("--find-lr: got --resume beside it; it starts from new params")
-    if config.coordinator is not None:
-        raise BadInput("--find-lr: got --coordinator beside it; it runs in one process")
     command.check_new(config.run)
     try:
         data, model, _, _ = training.prepare(app, config)
