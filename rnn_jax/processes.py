@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ class Lost(RuntimeError):
     """
 
 
+_PATIENCE = 30  # seconds
 _LOST = re.compile("gloo|UNAVAILABLE|coordination service|connection (reset|closed)", re.IGNORECASE)
 
 
@@ -65,6 +67,23 @@ def noticing() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Says so where the others have not come for long; what is gone is `Lost`."""
+    note = (
+        f"process {jax.process_index()} has waited {_PATIENCE} s for the others, each of which "
+        "must make the same calls of rnn_jax.checkpoint, rnn_jax.train and rnn_jax.processes"
+    )
+    late = threading.Timer(_PATIENCE, print, [note], {"file": sys.stderr, "flush": True})
+    late.daemon = True
+    late.start()
+    try:
+        with noticing():
+            yield
+    finally:
+        late.cancel()
+
+
 def first(work: Callable[[], Found]) -> Found:
     """What `work` gives in process 0, where alone it runs: a JSON value, in every process.
 
@@ -74,7 +93,7 @@ def first(work: Callable[[], Found]) -> Found:
         return work()
     mine = _Outcome(work) if jax.process_index() == 0 else None
     sent = b"" if mine is None else mine.sent
-    with noticing():
+    with _waiting():
         length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
     return _result(broadcast(sent, length), 0, mine)
 
@@ -87,7 +106,7 @@ def each(work: Callable[[], Found]) -> list[Found]:
     if jax.process_count() == 1:
         return [work()]
     mine = _Outcome(work)
-    with noticing():
+    with _waiting():
         lengths = multihost_utils.process_allgather(np.int32(len(mine.sent)))
         padded = np.frombuffer(mine.sent.ljust(lengths.max()), np.uint8)
         rows = multihost_utils.process_allgather(padded)
@@ -142,7 +161,7 @@ def broadcast(sent: bytes, length: int) -> bytes:
         return sent
     source = jax.process_index() == 0
     array = np.frombuffer(sent, np.uint8) if source else np.zeros(length, np.uint8)
-    with noticing():
+    with _waiting():
         return multihost_utils.broadcast_one_to_all(array).tobytes()
 
 
@@ -161,7 +180,7 @@ def whole(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
-        with noticing():
+        with _waiting():
             return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ jax.distributed.initialize(f"localhost:{PORT}", N, I, initialization_timeout=60)
 import numpy as np
 import test_mesh as two
 
-from rnn_jax import processes, train
+from rnn_jax import processes, train, unroll_over_devices
 from rnn_jax.checkpoint import Checkpoints
 from rnn_jax.tasks.batches import Batches
 
@@ -113,6 +114,28 @@ def goes_on(kind: str = "batch", more: int = 10) -> None:
     say(begun=last, saved=saved.step, best=checkpoints.best.step, params=numbers(state))
 
 
+def over_time() -> None:
+    """A pipeline whose devices are of two processes."""
+    xs = two.examples()[0][: two.B, :6]
+    cell = two.net()
+    params = cell.init(jax.random.key(1))
+    pipeline = jax.make_mesh((N,), ("time",))
+
+    def loss(params: Any) -> Any:
+        return (unroll_over_devices(cell, params, None, xs, mesh=pipeline, group=2)[1] ** 2).sum()
+
+    grads = jax.jit(jax.grad(loss))(params)
+    say(grads=np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)]).tolist())
+
+
+def alone() -> None:
+    """Process 0 makes a call that the other one makes late."""
+    processes._PATIENCE = 1
+    if I == 1:
+        time.sleep(3)
+    say(each=processes.each(lambda: 1))
+
+
 def stops() -> None:
     """Process 1 alone gets a signal."""
     if I == 1:
@@ -158,6 +181,8 @@ ROLES = {
     "trains": trains,
     "goes on": goes_on,
     "more devices": lambda: goes_on("units"),
+    "over time": over_time,
+    "alone": alone,
     "stops": stops,
     "refuses": refuses,
     "saves for ever": saves_for_ever,

@@ -16,7 +16,7 @@ from nets import CELLS
 from test_train import bits
 
 import rnn_jax
-from rnn_jax import train
+from rnn_jax import gradients, train
 
 B, T, D, H, O, N = 6, 7, 3, 5, 2, 40
 OPTIMIZER = optax.adam(0.01)
@@ -58,11 +58,9 @@ def start(cell: rnn_jax.Cell, mesh: Any = None) -> train.TrainState:
     return train.init(params, carry, OPTIMIZER, jax.random.key(3), mesh=mesh)
 
 
-def trained(mesh: Any, dtype: Any = jnp.float32, steps: int = 50, **options: Any) -> Any:
-    cell = net(dtype=dtype)
-    run = train.make_train(
-        loss_of(cell), batch_at, OPTIMIZER, steps_per_call=10, mesh=mesh, **options
-    )
+def trained(mesh: Any, dtype: Any = jnp.float32, steps: int = 50, H: int = H) -> Any:
+    cell = net(H, dtype)
+    run = train.make_train(loss_of(cell), batch_at, OPTIMIZER, steps_per_call=10, mesh=mesh)
     return train.fit(run, start(cell, mesh), examples(np.dtype(dtype)), steps=steps)
 
 
@@ -174,7 +172,7 @@ def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
 @pytest.mark.parametrize("kind", ["batch", "units"])
 def test_the_layout_stays_and_nothing_compiles_anew(kind: str, compilations: Any) -> None:
     mesh = meshes()[kind]
-    state = trained(mesh, steps=30)
+    state = trained(mesh, steps=30, H=8)  # XLA would like to split the carry by units too
     assert compilations() == 1
     wanted = train.shardings(state, mesh)
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
@@ -271,6 +269,33 @@ def test_batches_from_the_host_are_split() -> None:
     )
     found = train.fit(run, start(cell, run.mesh), data, steps=20)
     assert apart(found.params, expected.params) <= 1e-6
+
+    batches = (jax.tree.map(np.asarray, at(data, step)) for step in range(20))
+    run = train.make_train(
+        turned, None, OPTIMIZER, steps_per_call=6, mesh=meshes()["batch"], batch_axes=1
+    )
+    found = train.fit(run, start(cell, run.mesh), batches, steps=20)
+    assert apart(found.params, expected.params) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["bptt", "snap", "uoro", "forward_gradient"])
+def test_any_gradient_algorithm_on_two_devices(name: str) -> None:
+    """Random ones draw the same numbers."""
+    cell = rnn_jax.readout(rnn_jax.gru(D, H), O)
+    entry = gradients.REGISTER[name]
+    algorithm = entry.algorithm(cell, lambda y, target: ((y - target) ** 2).sum(), **entry.options)
+    params = cell.init(jax.random.key(0))
+    carry = jnp.zeros((B, H))
+
+    def after(mesh: Any) -> Any:
+        run = train.make_train(algorithm, batch_at, OPTIMIZER, steps_per_call=4, mesh=mesh)
+        state = train.init(params, carry, OPTIMIZER, jax.random.key(1), mesh=mesh)
+        return train.fit(run, state, examples(), steps=8)
+
+    one, two = after(None), after(meshes()["batch"])
+    assert apart(one.params, two.params) <= 1e-5
+    assert apart(one.carry, two.carry) <= 1e-5
+    assert two.carry.sharding.spec == PartitionSpec("batch")
 
 
 def test_nets_side_by_side_on_two_devices() -> None:

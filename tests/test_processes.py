@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import test_mesh as two
 
+import rnn_jax
 from experiments.harness import run_folder
 from rnn_jax import processes, train
 from rnn_jax.checkpoint import Checkpoints
@@ -162,6 +163,28 @@ def test_a_signal_or_a_deadline_of_one_stops_all_at_the_same_step() -> None:
     assert signalled["asked"] is True
     assert signalled["step"] > 0
     assert late["step"] == 10  # one chunk was under way
+
+
+def test_time_over_two_processes() -> None:
+    first, second = said(pair("over time"))
+    assert first == second
+    cell, xs = two.net(), two.examples()[0][: two.B, :6]
+    params = cell.init(jax.random.key(1))
+
+    def loss(params: Any) -> Any:
+        run = jax.vmap(lambda xs: rnn_jax.unroll(cell, params, None, xs)[1])
+        return (run(xs) ** 2).sum()
+
+    expected = np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.grad(loss)(params))])
+    np.testing.assert_allclose(first[0]["grads"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_who_waits_says_for_whom() -> None:
+    (code, out, err), (code_1, _, err_1) = ended(pair("alone"))
+    assert (code, code_1) == (0, 0)
+    assert json_lines(out) == [{"each": [1, 1]}]
+    assert "process 0 has waited 1 s for the others, each of which must make the same calls" in err
+    assert "has waited" not in err_1
 
 
 def test_errors_of_the_first_process_are_those_of_all(tmp_path: Path) -> None:
