@@ -38,7 +38,7 @@ ROWS = [
     ("uneven parts are taken", MESH, "if axis >= len(shape) or shape[axis] * parts % mesh.shape[rows]:", "if axis >= len(shape):", M + "what_cannot_be_split_is_refused"),
     ("None in batch_axes is split", MESH, "if axis is None or not shape:", "axis = axis or 0\n        if not shape:", M + "a_leaf_that_all_devices_need_whole"),
     ("a mesh in the type stays", MESH, "return jax.device_put(leaf, NamedSharding(divided_by_xla(old.mesh), old.spec))", "return leaf", M + "however_the_mesh_is_given[rows there-AxisType.Explicit]"),
-    ("the ambient mesh is not seen", MESH, "            mesh = jax.sharding.get_mesh()\n", "            return None\n", M + "however_the_mesh_is_given[ambient-AxisType.Auto]"),
+    ("the ambient mesh is not seen", MESH, "            mesh = jax.sharding.get_mesh()\n", "            return None\n", M + "however_the_mesh_is_given[ambient-AxisType.Explicit]"),
     # several processes
     ("a part is taken for a whole", TRAIN, "parts=jax.process_count()", "parts=1", PAIR),
     ("the others do not hear of a signal", TRAIN, "self._stop.received = self._stop.received or signal.Signals(found)", "pass", P + "a_signal_or_a_deadline_of_one_stops_all_at_the_same_step"),
@@ -72,5 +72,5 @@ ROWS = [
     ("the port is not tried", f"{HARNESS}/devices.py", "_check_free(options)\n    #", "pass\n    #", P + "a_port_in_use"),
     ("nobody gives up", f"{HARNESS}/devices.py", "given_up.start()", "pass", P + "who_cannot_meet_says_so[nobody comes]"),
     ("other data are taken", f"{HARNESS}/training.py", "if different or theirs != data_of_first:", "if different:", P + "bad_input_of_one_ends_both_in_one_line"),
-    ("each goes by its own clock", f"{HARNESS}/learning.py", "return processes.first(lambda: time.monotonic() - STARTED)", "return time.monotonic() - STARTED", P + "clocks_may_be_apart"),
+    ("each goes by its own clock", f"{HARNESS}/learning.py", "processes.first(lambda: int((seconds - spent - to_come) / an_update))", "int((seconds - spent - to_come) / an_update)", P + "clocks_may_be_apart"),
 ]

@@ -21,7 +21,8 @@ def batch(dtype: Any = jnp.float64) -> tuple[jax.Array, ...]:
     keys = jax.random.split(jax.random.key(0), 3)
     xs = jax.random.normal(keys[0], (B, T, D), dtype)
     mask = jax.random.bernoulli(keys[1], 0.7, (B, T)).at[1].set(False)
-    reset = jax.random.bernoulli(keys[2], 0.2, (B, T)).at[2, T // 2].set(True)
+    mask = mask.at[2, T // 2 - 2 :].set(True)
+    reset = jax.random.bernoulli(keys[2], 0.2, (B, T)).at[2, T // 2].set(True).at[2, 7].set(True)
     return jnp.where(mask[..., None], xs, jnp.nan), mask, reset
 
 

@@ -63,8 +63,9 @@ def test_progress_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_table_says_which_line(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        encoded(tmp_path, text, 4)
+    for piece in (4, 10**6):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            encoded(tmp_path, text, piece)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv"]
     with pytest.raises(ValueError, match="which is the table"):
         table_file.encode(tmp_path / "t.csv", tmp_path / "t.csv")

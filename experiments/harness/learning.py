@@ -133,12 +133,15 @@ def fitting(
 
 
 def spent() -> float:
-    """Seconds since the program started; several processes go by the clock of the first."""
-    return processes.first(lambda: time.monotonic() - STARTED)
+    """Seconds since the program started."""
+    return time.monotonic() - STARTED
 
 
 def updates_in(seconds: float, spent: float, to_come: float, an_update: float) -> int:
-    """How many updates fit between the seconds that are spent and those that other work takes."""
+    """How many updates fit between the seconds that are spent and those that other work takes.
+
+    Several processes go by the clock of the first.
+    """
     steps = processes.first(lambda: int((seconds - spent - to_come) / an_update))
     if steps < 1:
         raise BadInput(
