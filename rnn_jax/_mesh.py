@@ -94,30 +94,29 @@ def place(leaf: Any, sharding: Any) -> jax.Array:
 
     Each process gives the whole array, and the same numbers.
     """
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        impl = jax.random.key_impl(leaf)
-        data = place(jax.random.key_data(leaf), sharding)
-        wrap = jax.jit(
-            lambda data: jax.random.wrap_key_data(data, impl=impl), out_shardings=sharding
-        )
-        return wrap(data)
+    if _is_key(leaf):
+        return _wrapped(leaf, place(jax.random.key_data(leaf), sharding))
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding, may_alias=False)
     array = np.asarray(leaf)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def is_on(leaf: Any, mesh: Mesh) -> bool:
-    """Whether an array lies on the devices of a mesh, in any way."""
-    return isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
+def brought(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array on the devices of a mesh: as it lies there, or else as `sharding` says."""
+    if not isinstance(leaf, jax.Array) or leaf.sharding.device_set != sharding.device_set:
+        return place(leaf, sharding)
+    return _without_types(leaf)
 
 
-def without_types(leaf: jax.Array) -> jax.Array:
+def _without_types(leaf: jax.Array) -> jax.Array:
     """The same array, without a mesh that makes its layout a part of its type."""
     old = leaf.sharding
-    if isinstance(old, NamedSharding) and AxisType.Explicit in old.mesh.axis_types:
-        return jax.device_put(leaf, NamedSharding(divided_by_xla(old.mesh), old.spec))
-    return leaf
+    if not isinstance(old, NamedSharding) or AxisType.Explicit not in old.mesh.axis_types:
+        return leaf
+    if _is_key(leaf):  # `device_put` takes no keys that other processes have a part of
+        return _wrapped(leaf, _without_types(jax.random.key_data(leaf)))
+    return jax.device_put(leaf, NamedSharding(divided_by_xla(old.mesh), old.spec))
 
 
 def divided_by_xla(mesh: Any) -> Any:
@@ -125,6 +124,19 @@ def divided_by_xla(mesh: Any) -> Any:
     if isinstance(mesh, AbstractMesh):
         return AbstractMesh(mesh.axis_sizes, mesh.axis_names)
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _wrapped(key: jax.Array, data: jax.Array) -> jax.Array:
+    """Keys of the kind of `key` where their data lie."""
+    impl, place = jax.random.key_impl(key), data.sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec(*place.spec[: key.ndim]))
+    wrap = jax.jit(lambda data: jax.random.wrap_key_data(data, impl=impl), out_shardings=place)
+    return wrap(data)
 
 
 def _over(

@@ -118,19 +118,14 @@ class Run:
         if mesh is None:
             return train_state, data
 
-        def put(leaf: Any, sharding: Any) -> Any:
-            if _mesh.is_on(leaf, mesh):
-                return _mesh.without_types(leaf)
-            return _mesh.place(leaf, sharding)
-
-        state = jax.tree.map(put, train_state, _mesh.shardings(train_state, mesh))
+        state = jax.tree.map(_mesh.brought, train_state, _mesh.shardings(train_state, mesh))
         if self.takes_batches:
             parts = _mesh.split(
                 data, mesh, self.batch_axes, stacked=True, parts=jax.process_count()
             )
             return state, jax.tree.map(jax.make_array_from_process_local_data, parts, data)
         everywhere = NamedSharding(mesh, PartitionSpec())
-        return state, jax.tree.map(lambda leaf: put(leaf, everywhere), data)
+        return state, jax.tree.map(lambda leaf: _mesh.brought(leaf, everywhere), data)
 
 
 def init(
@@ -166,7 +161,7 @@ def init(
         return state
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
     return jax.tree.map(
-        jax.lax.with_sharding_constraint if traced else _mesh.place,
+        jax.lax.with_sharding_constraint if traced else _mesh.brought,
         state,
         _mesh.shardings(state, mesh),
     )

@@ -37,7 +37,7 @@ ROWS = [
     ("the nets are split, not their batch", MESH, "_over(leaf, mesh, rows, nets, nets)", "_over(leaf, mesh, rows, 0, 0)", M + "where_each_leaf_lies"),
     ("uneven parts are taken", MESH, "if axis >= len(shape) or shape[axis] * parts % mesh.shape[rows]:", "if axis >= len(shape):", M + "what_cannot_be_split_is_refused"),
     ("None in batch_axes is split", MESH, "if axis is None or not shape:", "axis = axis or 0\n        if not shape:", M + "a_leaf_that_all_devices_need_whole"),
-    ("a mesh in the type stays", MESH, "return jax.device_put(leaf, NamedSharding(divided_by_xla(old.mesh), old.spec))", "return leaf", M + "however_the_mesh_is_given[rows there-AxisType.Explicit]"),
+    ("a mesh in the type stays", MESH, "    return jax.device_put(leaf, NamedSharding(divided_by_xla(old.mesh), old.spec))", "    return leaf", M + "however_the_mesh_is_given[rows there-AxisType.Explicit]"),
     ("the ambient mesh is not seen", MESH, "            mesh = jax.sharding.get_mesh()\n", "            return None\n", M + "however_the_mesh_is_given[ambient-AxisType.Explicit]"),
     # several processes
     ("a part is taken for a whole", TRAIN, "parts=jax.process_count()", "parts=1", PAIR),

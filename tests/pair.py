@@ -22,6 +22,7 @@ jax.distributed.initialize(f"localhost:{PORT}", N, I, initialization_timeout=60)
 
 import numpy as np
 import test_mesh as two
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rnn_jax import processes, train, unroll_over_devices
 from rnn_jax.checkpoint import Checkpoints
@@ -114,6 +115,27 @@ def goes_on(kind: str = "batch", more: int = 10) -> None:
     say(begun=last, saved=saved.step, best=checkpoints.best.step, params=numbers(state))
 
 
+def any_mesh() -> None:
+    """A state on a mesh of the explicit kind, as `jax.make_mesh` makes them; the mesh is set."""
+    explicit = mesh("batch")
+    rows = NamedSharding(explicit, PartitionSpec("batch"))
+    everywhere = NamedSharding(explicit, PartitionSpec())
+    shapes = jax.eval_shape(lambda: two.start(CELL))
+    places = jax.tree.map(lambda _: everywhere, shapes)
+    places = places._replace(carry=jax.tree.map(lambda _: rows, shapes.carry))
+    state = jax.jit(lambda: two.start(CELL), out_shardings=places)()
+    checkpoints = Checkpoints(FOLDER)
+    checkpoints.save(state)
+    state = checkpoints.restore(like=state)
+    with jax.set_mesh(explicit), train.stop_on_signals() as stop:
+        run = train.make_train(two.loss_of(CELL), two.batch_at, two.OPTIMIZER, steps_per_call=5)
+        state = train.fit(run, state, DATA, steps=10, every=[(5, checkpoints.save)], stop=stop)
+        other = train.init(state.params, state.carry, two.OPTIMIZER, state.key)
+        step = train.step_of(checkpoints.restore(like=state))
+    spec = [str(leaf.sharding.spec) for leaf in jax.tree.leaves((state.carry, other.carry))]
+    say(step=step, params=numbers(state), spec=sorted(set(spec)))
+
+
 def over_time() -> None:
     """A pipeline whose devices are of two processes."""
     xs = two.examples()[0][: two.B, :6]
@@ -181,6 +203,7 @@ ROLES = {
     "trains": trains,
     "goes on": goes_on,
     "more devices": lambda: goes_on("units"),
+    "any mesh": any_mesh,
     "over time": over_time,
     "alone": alone,
     "stops": stops,

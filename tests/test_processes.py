@@ -165,6 +165,15 @@ def test_a_signal_or_a_deadline_of_one_stops_all_at_the_same_step() -> None:
     assert late["step"] == 10  # one chunk was under way
 
 
+def test_a_mesh_of_any_kind(tmp_path: Path) -> None:
+    first, second = said(pair("any mesh", tmp_path))
+    assert first == second
+    assert first[0]["step"] == 10
+    assert first[0]["spec"] == ["P('batch',)"]
+    expected = flat(two.trained(None, steps=10))
+    np.testing.assert_allclose(first[0]["params"], expected, atol=1e-5)
+
+
 def test_time_over_two_processes() -> None:
     first, second = said(pair("over time"))
     assert first == second
