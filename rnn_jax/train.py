@@ -484,6 +484,7 @@ def fit(
             for hook in hooks:
                 hook(train_state)
         report(leave=0)
+        asked.settle()
     return train_state
 
 
@@ -508,9 +509,17 @@ class _Asked:
         if len(self._known) < self._wait:
             return False
         found = int(self._known.popleft())
+        self._tell(found)
+        return found > 0
+
+    def settle(self) -> None:
+        """From here on a `Stop` says the same in every process, whenever the signal came."""
+        if jax.process_count() > 1 and isinstance(self._stop, Stop):
+            self._tell(int(processes.largest(self._stop.received or 0)))
+
+    def _tell(self, found: int) -> None:
         if found > 1 and isinstance(self._stop, Stop):
             self._stop.received = self._stop.received or signal.Signals(found)
-        return found > 0
 
 
 @dataclass

@@ -42,6 +42,7 @@ ROWS = [
     # several processes
     ("a part is taken for a whole", TRAIN, "parts=jax.process_count()", "parts=1", PAIR),
     ("the others do not hear of a signal", TRAIN, "self._stop.received = self._stop.received or signal.Signals(found)", "pass", P + "a_signal_or_a_deadline_of_one_stops_all_at_the_same_step"),
+    ("a late signal is known to one", TRAIN, "        asked.settle()\n", "", P + "a_signal_or_a_deadline_of_one_stops_all_at_the_same_step"),
     ("only if all are asked to stop", PROCESSES, "jax.jit(jnp.max, out", "jax.jit(jnp.min, out", KNOWN),
     ("an error elsewhere is no error", PROCESSES, "    raise kind(f\"process {process}: {found['error']}\")", "    return None", KNOWN),
     ("every error is Elsewhere", PROCESSES, 'kind = _KINDS.get(found["kind"], Elsewhere)', "kind = Elsewhere", KNOWN),

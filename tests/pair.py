@@ -165,6 +165,10 @@ def stops() -> None:
     with train.stop_on_signals() as stop:
         state = train.fit(run_on("batch"), begun("batch"), DATA, steps=10**9, stop=stop)
         say(step=train.step_of(state), received=int(stop.received or 0), asked=stop())
+    late = lambda step, metrics: I == 1 and signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    with train.stop_on_signals() as stop:  # too late to stop anything, and yet known to all
+        train.fit(run_on("batch"), begun("batch"), DATA, steps=10, stop=stop, on_metrics=late)
+        say(asked=stop())
     state = train.fit(
         run_on("batch"), begun("batch"), DATA, steps=10**9, deadline=0.0 if I else 1e12
     )

@@ -158,7 +158,8 @@ def test_any_number_saves_and_any_other_restores(tmp_path: Path) -> None:
 def test_a_signal_or_a_deadline_of_one_stops_all_at_the_same_step() -> None:
     first, second = said(pair("stops"))
     assert first == second
-    signalled, late = first
+    signalled, too_late, late = first
+    assert too_late == {"asked": True}
     assert signalled["received"] == signal.SIGTERM
     assert signalled["asked"] is True
     assert signalled["step"] > 0
