@@ -23,6 +23,8 @@ if version("jaxlib").startswith("0.10."):  # later ones do not know this flag, a
 import jax
 import pytest
 
+collect_ignore = ["pair.py"]  # a process that test_processes.py starts
+
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

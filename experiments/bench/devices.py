@@ -231,7 +231,7 @@ def reckoned(seconds: float, size: int, devices: int, link: str) -> float:
 
     Example:
       >>> print(f"{reckoned(0.01, 4_000_000, 8, 'Ethernet, 25 Gbit/s'):.2f}")
-      0.80
+      0.81
     """
     speed, latency = LINKS[link]
     added = 2 * (devices - 1) / devices * size / speed + 2 * math.log2(devices) * latency
