@@ -1673,7 +1673,7 @@ JAXPRS: list[Row] = [
     (
         "gradient of the whole instead of the part",
         "return part.view(leaves).transpose(*of_w, *free_w).reshape(width, math.prod(tail))",
-        "return part.view(leaves).reshape(width, _size(tail))",
+        "return part.view(leaves).reshape(width, math.prod(tail))",
         deferred("what_is_deferred[left of @]"),
     ),
     (
