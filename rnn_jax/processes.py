@@ -95,7 +95,10 @@ def first(work: Callable[[], Found]) -> Found:
     sent = b"" if mine is None else mine.sent
     with _waiting():
         length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
-    return _result(broadcast(sent, length), 0, mine)
+    told = broadcast(sent, length)
+    if mine is not None and mine.error is not None:
+        raise mine.error
+    return _result(told, 0)
 
 
 def each(work: Callable[[], Found]) -> list[Found]:
@@ -112,7 +115,7 @@ def each(work: Callable[[], Found]) -> list[Found]:
         rows = multihost_utils.process_allgather(padded)
     if mine.error is not None:
         raise mine.error
-    return [_result(row.tobytes(), process, mine) for process, row in enumerate(rows)]
+    return [_result(row.tobytes(), process) for process, row in enumerate(rows)]
 
 
 def together(work: Callable[[], Found]) -> Found:
@@ -130,9 +133,9 @@ def ending_together() -> Iterator[None]:
     """Inside the ``with``, an error in one of several processes ends it at once, after its message.
 
     The others notice within seconds: what they compute together raises `Lost`, which ends them
-    here too. Without it, a process that fails first
-    waits for the others to say goodbye, for five minutes, and they for what it should have sent.
-    What the last checkpoint has is safe. In one process alone, nothing is different.
+    here too. Without it, a process that fails first waits for the others to say goodbye, for five
+    minutes, and they for what it should have sent. What the last checkpoint has is safe. In one
+    process alone, nothing is different.
 
     Example:
       A training script::
@@ -199,10 +202,8 @@ class _Outcome:
         self.sent = json.dumps(found).encode()
 
 
-def _result(sent: bytes, process: int, mine: _Outcome | None) -> Any:
+def _result(sent: bytes, process: int) -> Any:
     """The result that a process tells of; its error is raised."""
-    if process == jax.process_index() and mine is not None and mine.error is not None:
-        raise mine.error
     found = json.loads(sent)
     if "error" not in found:
         return found["result"]

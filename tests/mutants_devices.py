@@ -69,7 +69,7 @@ ROWS = [
     # the command line
     ("a signal to another is not seen", f"{HARNESS}/training.py", "stopped = train.step_of(state) < steps and not stale()", "stopped = stop()", COMMAND),
     ("every process writes rows", f"{HARNESS}/run_folder.py", '    if jax.process_index():\n        return\n    with (folder', "    with (folder", COMMAND),
-    ("every process prints", f"{HARNESS}/devices.py", "silent = os.devnull if jax.process_index() else None", "silent = None", COMMAND),
+    ("every process prints", f"{HARNESS}/devices.py", "            if jax.process_index():\n", "            if False:\n", COMMAND),
     ("the port is not tried", f"{HARNESS}/devices.py", "_check_free(options)\n    #", "pass\n    #", P + "a_port_in_use"),
     ("nobody gives up", f"{HARNESS}/devices.py", "given_up.start()", "pass", P + "who_cannot_meet_says_so[nobody comes]"),
     ("other data are taken", f"{HARNESS}/training.py", "if different or theirs != data_of_first:", "if different:", P + "bad_input_of_one_ends_both_in_one_line"),

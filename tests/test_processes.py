@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,13 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return run_folder.rows_of(run)
 
 
+def wait_for(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 3 * BOUND
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for name in ("loss", "validation_loss"):
@@ -338,11 +346,7 @@ def test_two_processes_from_the_command_line(alone: Path, tmp_path: Path) -> Non
     assert not list((tmp_path / "1").iterdir())
 
     both = commands(tmp_path, "--quick", "--steps", 10**6, "--run", "s", "--save-every", 100)
-    metrics = tmp_path / "0/s/metrics.jsonl"
-    until = time.monotonic() + 3 * BOUND
-    while not metrics.exists() or len(metrics.read_text()) < 300:
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_for(lambda: len(rows(tmp_path / "0/s")) > 2)
     both[1].send_signal(signal.SIGTERM)
     (code, out, err), (code_1, _, err_1) = ended(both, within=BOUND)
     assert (code, code_1) == (0, 0), err + err_1
@@ -431,10 +435,7 @@ def test_bad_input_of_one_ends_both_in_one_line(each: Any, message: str, tmp_pat
 def test_a_killed_process_ends_the_other_with_a_message(victim: int, tmp_path: Path) -> None:
     both = commands(tmp_path, "--quick", "--steps", 10**6, "--run", "r", "--save-every", 20)
     folder = tmp_path / "0/r/checkpoints"
-    until = time.monotonic() + 3 * BOUND
-    while not list(folder.glob("*-step-*")):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_for(lambda: [saved for saved in folder.glob("*-step-*") if not saved.suffix])  # whole
     both[victim].send_signal(signal.SIGKILL)
     results = ended(both, within=BOUND)
     code, _, err = results[1 - victim]
@@ -448,11 +449,7 @@ def test_a_killed_process_ends_the_other_with_a_message(victim: int, tmp_path: P
 @pytest.mark.slow
 def test_a_slow_process_is_waited_for(tmp_path: Path) -> None:
     both = commands(tmp_path, "--quick", "--steps", 1500, "--run", "r")
-    metrics = tmp_path / "0/r/metrics.jsonl"
-    until = time.monotonic() + 3 * BOUND
-    while not metrics.exists() or len(metrics.read_text()) < 300:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: len(rows(tmp_path / "0/r")) > 2)
     both[1].send_signal(signal.SIGSTOP)
     time.sleep(20)
     seen = rows(tmp_path / "0/r")[-1]["step"]

@@ -98,7 +98,6 @@ class Options:
         command.at_least(self, warmup=0, patience=0, samples=0)
         command.require(self, "seed", 0 <= self.seed < 2**32, "an integer from 0 to 2^32 - 1")
         command.above_zero(self, "learning_rate", "clip")
-        devices.check(self)
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         command.above_zero(self, *given)
         if len(given) != 1:

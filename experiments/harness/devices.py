@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,11 +59,10 @@ def started(options: Any) -> Iterator[None]:
         return
     _join(options)
     code = 0
-    silent = os.devnull if jax.process_index() else None
     try:
         with contextlib.ExitStack() as stack:
-            if silent is not None:
-                nowhere = stack.enter_context(open(silent, "w"))
+            if jax.process_index():
+                nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
             stack.enter_context(processes.noticing())
@@ -180,8 +180,6 @@ def _explained(error: BaseException) -> int:
     elif isinstance(error, (BadInput, Failed, OSError, processes.Elsewhere)):
         text = str(error)
     else:
-        import traceback
-
         traceback.print_exception(error)
         return 1
     if jax.process_index() == 0 or isinstance(error, processes.Lost):

@@ -114,8 +114,9 @@ def _first(
     def initial() -> train.TrainState:
         return learning.initial(config, model, nets)
 
-    places = jax.tree.map(lambda leaf: leaf.sharding, expected(run, initial))
-    state = jax.jit(initial, out_shardings=places if run.mesh is not None else None)()
+    mesh = run.mesh
+    places = None if mesh is None else train.shardings(jax.eval_shape(initial), mesh)
+    state = jax.jit(initial, out_shardings=places)()
     if config.init_from is None:
         return state
     other = using.load_run(app, config.init_from)

@@ -8,14 +8,12 @@ batches = rnn_jax.tasks.batches.Batches(windows, size=64)  # for rnn_jax.train.f
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
-StrPath: TypeAlias = str | os.PathLike[str]
-Progress: TypeAlias = Callable[[int, int], Any]  # bytes of the table so far, and in all
+from rnn_jax.tasks.text_file import Progress, StrPath
 
 _PIECE = 1 << 22  # bytes that are in memory at a time
 _UNKNOWN = 1 << 60  # stands for the number of rows until it is known; as wide a header
@@ -143,4 +141,4 @@ def _header(rows: int, columns: int) -> bytes:
     file = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
     np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue().ljust(128)
+    return file.getvalue()
