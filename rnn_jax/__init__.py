@@ -74,7 +74,18 @@ from rnn_jax.combine import (
     stack,
     two_way,
 )
-from rnn_jax.noise import NoisyState, dropout, with_key, zoneout, zoneout_mean
+from rnn_jax.noise import (
+    NoisyState,
+    drop,
+    drop_connect,
+    drop_tokens,
+    dropout,
+    redraw,
+    scheduled_sampling,
+    with_key,
+    zoneout,
+    zoneout_mean,
+)
 from rnn_jax.over_devices import unroll_over_devices
 from rnn_jax.over_time import both_ends, last, max_over_time, mean_over_time
 from rnn_jax.summary import summary
@@ -95,6 +106,9 @@ __all__ = [
     "crf",
     "deep_bidirectional",
     "diagnostics",
+    "drop",
+    "drop_connect",
+    "drop_tokens",
     "dropout",
     "embed",
     "explain",
@@ -110,7 +124,9 @@ __all__ = [
     "one_hot",
     "processes",
     "readout",
+    "redraw",
     "residual",
+    "scheduled_sampling",
     "stack",
     "summary",
     "tasks",

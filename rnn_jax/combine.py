@@ -110,7 +110,7 @@ class ReadoutParams(NamedTuple):
     """Weights of `readout`."""
 
     cell: Params
-    w_y: Array  # [H, O]
+    w_y: Array | None  # [H, O], None where it is tied to the table of an embedding
     b_y: Array | None  # [O], None without bias
 
 
@@ -121,6 +121,7 @@ def readout(
     *,
     activation: Callable[[Array], Array] = jax.nn.identity,
     bias: bool = True,
+    tied: bool = False,
     w_init: Initializer = initializers.glorot_uniform(),
     hidden_size: int | None = None,
 ) -> Net:
@@ -132,14 +133,17 @@ def readout(
       activation: g, any function [O] -> [O]; the losses of `rnn_jax.losses` want logits, that is
         the identity.
       bias: whether there is b_y; it starts at zero.
-      w_init: initializer of W_y.
+      tied: W_y is the transposed table of `cell`, which must be the result of `embed` with V = O
+        and D = H. One array is learned from both its uses.
+      w_init: initializer of W_y; without effect where it is tied.
       hidden_size: H; needed only where it cannot be told from the cell.
 
     Returns:
       What `cell` is, with `ReadoutParams` and the state of `cell`; y: [O].
 
     Raises:
-      ValueError: a size is not positive, or H cannot be told from the cell.
+      ValueError: a size is not positive, or H cannot be told from the cell; tied to a cell without
+        a table, or with one of another size (when its params are made).
 
     Example:
       >>> import rnn_jax
@@ -148,6 +152,17 @@ def readout(
       >>> state, ys = rnn_jax.unroll(tagger, params, None, jnp.ones((7, 3)))
       >>> print(params.w_y.shape, ys.shape, state.shape)
       (8, 5) (7, 5) (8,)
+
+      A language model in which the vector of a word is also the one that predicts it:
+
+      >>> model = readout(embed(rnn_jax.lstm(8, 8), 100, 8), 100, tied=True)
+      >>> params = model.init(jax.random.key(0))
+      >>> print(params.w_y, params.cell.table.shape, params.b_y.shape)
+      None (100, 8) (100,)
+
+    References:
+      Inan, Khosravi, Socher. Tying word vectors and word classifiers. 2016.
+      Press, Wolf. Using the output embedding to improve language models. 2016.
     """
     size = _checks.positive_int("output_size", output_size)
 
@@ -156,10 +171,18 @@ def readout(
         params = cell.init(k_cell)
         H, dtype = _output(cell, params, hidden_size)
         b_y = jnp.zeros(size, dtype) if bias else None
+        if tied:
+            table = getattr(getattr(params, "table", None), "shape", ())
+            if table != (size, H):
+                raise ValueError(
+                    f"tied: got a cell with {f'a table of {table}' if table else 'no table'}, "
+                    f"expected embed(...) with a table of {(size, H)}, output_size and hidden_size"
+                )
+            return ReadoutParams(cell=params, w_y=None, b_y=b_y)
         return ReadoutParams(cell=params, w_y=w_init(k_y, (H, size), dtype), b_y=b_y)
 
     def output(params: ReadoutParams, h: Array) -> Array:
-        y = h @ params.w_y
+        y = h @ (params.cell.table.T if tied else params.w_y)
         return activation(y if params.b_y is None else y + params.b_y)
 
     def init_state(params: ReadoutParams) -> State:

@@ -122,6 +122,64 @@ def squared_error(predictions: Array, targets: Array, mask: Array | None = None)
     return _masked_mean(loss, predictions, _outputs(predictions, targets, mask), mask, 0)
 
 
+def activation_penalty(ys: Array, mask: Array | None = None) -> Array:
+    """Activation regularization (AR): the mean of y^2 over all units of all valid steps.
+
+    It keeps outputs small. AWD-LSTM adds 2 times this of the last layer's outputs, after dropout.
+
+    Args:
+      ys: [..., H] float, such as [T, H] or [B, T, H].
+      mask: [...] bool, None for all valid.
+
+    Returns:
+      [] float.
+
+    Raises:
+      ValueError, TypeError: as in `squared_error`.
+
+    Example:
+      >>> print(activation_penalty(jnp.array([[1.0, 1.0], [3.0, 1.0]])))
+      3.0
+
+    References:
+      Merity, McCann, Socher. Revisiting activation regularization for language RNNs. 2017.
+    """
+    ys = _floats("ys", ys)
+    return squared_error(ys, jnp.zeros_like(ys), mask) / jnp.asarray(ys.shape[-1], ys.dtype)
+
+
+def slowness_penalty(ys: Array, mask: Array | None = None) -> Array:
+    """Temporal activation regularization (TAR): the mean of (y_t - y_{t-1})^2 over all units.
+
+    It makes outputs change slowly. AWD-LSTM adds this of the last layer's outputs, before dropout.
+
+    Args:
+      ys: [..., T, H] float; time is the last axis but one.
+      mask: [..., T] bool, None for all valid. Two steps count where both are valid.
+
+    Returns:
+      [] float; 0 for a single step.
+
+    Raises:
+      ValueError, TypeError: as in `squared_error`; `ys` has no axis of time.
+
+    Example:
+      >>> print(slowness_penalty(jnp.array([[1.0, 1.0], [3.0, 1.0]])))
+      2.0
+
+    References:
+      Merity, McCann, Socher. Revisiting activation regularization for language RNNs. 2017.
+    """
+    ys = _floats("ys", ys)
+    if ys.ndim < 2:
+        raise ValueError(f"ys: got shape {ys.shape}, expected [..., T, H]")
+    both = None if mask is None else mask[..., 1:] & mask[..., :-1]
+    if ys.shape[-2] == 1:
+        both = jnp.zeros((*ys.shape[:-2], 0), bool)  # a mean of nothing is 0, not NaN
+    size = jnp.asarray(ys.shape[-1], ys.dtype)
+    return squared_error(ys[..., 1:, :], ys[..., :-1, :], both) / size
+
+
 def _floats(name: str, a: Array) -> Array:
     a = jnp.asarray(a)
     if not jnp.issubdtype(a.dtype, jnp.floating):

@@ -7,7 +7,7 @@ of its own:
     jax.vmap(lambda key, xs: unroll(with_key(net, key), params, None, xs))(keys, batch)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -59,11 +59,7 @@ def with_key(net: Net, key: Key) -> Net:
     plain: Any = net
 
     def init_state(params: Params) -> State:
-        leaves, tree = jax.tree.flatten(plain.init_state(params))
-        for n, leaf in enumerate(leaves):
-            if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-                leaves[n] = jax.random.split(jax.random.fold_in(key, n), leaf.shape)
-        return jax.tree.unflatten(tree, leaves)
+        return redraw(plain.init_state(params), key)
 
     if not hasattr(plain, "run"):
         return plain._replace(init_state=init_state)
@@ -73,6 +69,220 @@ def with_key(net: Net, key: Key) -> Net:
         return plain.run(params, start, xs, **options)
 
     return plain._replace(init_state=init_state, run=run)
+
+
+def redraw(state: State, key: Key) -> State:
+    """The same state with noise drawn anew from `key`: what `with_key` does at the start.
+
+    For a state that is carried from window to window, where a mask that holds for a sequence
+    (``variational=True``) is to hold for a window.
+
+    Args:
+      state: the state of any net.
+      key: typed PRNG key, may be traced.
+
+    Returns:
+      `state`, each PRNG key in it replaced by another one.
+
+    Raises:
+      TypeError: `key` is not one typed PRNG key.
+
+    Example:
+      >>> import rnn_jax
+      >>> net = rnn_jax.dropout(rnn_jax.gru(2, 8), 0.5, jax.random.key(0), variational=True)
+      >>> params, xs = net.init(jax.random.key(1)), jnp.ones((4, 2))
+      >>> state, first = rnn_jax.unroll(net, params, None, xs)
+      >>> _, same = rnn_jax.unroll(net, params, state, xs)
+      >>> _, other = rnn_jax.unroll(net, params, redraw(state, jax.random.key(2)), xs)
+      >>> print([bool(((ys == 0) == (first == 0)).all()) for ys in (same, other)])
+      [True, False]
+    """
+    _checks.typed_key(key)
+    leaves, tree = jax.tree.flatten(state)
+    for n, leaf in enumerate(leaves):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            leaves[n] = jax.random.split(jax.random.fold_in(key, n), leaf.shape)
+    return jax.tree.unflatten(tree, leaves)
+
+
+def drop(x: Array, rate: float, key: Key, *, shared: int | Sequence[int] = ()) -> Array:
+    """Sets entries of an array to zero and divides the others by 1 - rate.
+
+    Args:
+      x: any shape, float.
+      rate: probability of dropping an entry, 0 <= rate < 1.
+      key: typed PRNG key.
+      shared: the axes along which one decision holds for all: that of time for variational
+        dropout of vectors [T, B, D]; axis 1 of a table of words [V, D] to drop words, whole rows.
+
+    Returns:
+      The shape and the dtype of `x`.
+
+    Raises:
+      ValueError: `rate` out of range.
+      TypeError: `key` is not a typed PRNG key.
+
+    Example:
+      >>> table = jnp.ones((4, 3))
+      >>> print(drop(table, 0.5, jax.random.key(0), shared=1))
+      [[2. 2. 2.]
+       [0. 0. 0.]
+       [0. 0. 0.]
+       [2. 2. 2.]]
+
+    References:
+      Gal, Ghahramani. A theoretically grounded application of dropout in recurrent neural
+      networks. 2016 (one mask for all steps; whole words of the table).
+    """
+    keep = 1.0 - _checks.probability("rate", rate)
+    _checks.typed_key(key)
+    axes = {axis % x.ndim for axis in ((shared,) if isinstance(shared, int) else shared)}
+    shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
+    kept = jax.random.bernoulli(key, keep, shape)
+    return jnp.where(kept, x / keep, jnp.zeros_like(x))
+
+
+def drop_tokens(tokens: Array, rate: float, key: Key, *, unknown: int) -> Array:
+    """Word dropout: replaces tokens by the unknown one, so that the net learns to do without.
+
+    Args:
+      tokens: any shape, integers.
+      rate: probability of replacing a token, 0 <= rate < 1.
+      key: typed PRNG key.
+      unknown: the token that stands for words that are not known.
+
+    Returns:
+      The shape and the dtype of `tokens`.
+
+    Raises:
+      ValueError: `rate` out of range.
+      TypeError: `key` is not a typed PRNG key.
+
+    Example:
+      >>> print(drop_tokens(jnp.array([5, 6, 7, 8]), 0.5, jax.random.key(1), unknown=0))
+      [5 0 7 8]
+
+    References:
+      Iyyer, Manjunatha, Boyd-Graber, Daume. Deep unordered composition rivals syntactic methods
+      for text classification. 2015.
+    """
+    _checks.probability("rate", rate)
+    _checks.typed_key(key)
+    dropped = jax.random.bernoulli(key, rate, tokens.shape)
+    return jnp.where(dropped, jnp.asarray(unknown, tokens.dtype), tokens)
+
+
+def drop_connect(params: Params, rate: float, key: Key) -> Params:
+    """DropConnect on the recurrent weights: `drop` of each w_h in a pytree of params.
+
+    Call it once for each update, in the loss, before the batch: all steps and all sequences then
+    share one draw. Evaluation takes the params as they are.
+
+    Args:
+      params: those of any net, whose recurrent matrices are named w_h, as in all cells of this
+        library.
+      rate: probability of dropping a weight, 0 <= rate < 1.
+      key: typed PRNG key.
+
+    Returns:
+      `params` with other values of w_h.
+
+    Raises:
+      ValueError: `rate` out of range, or there is no w_h.
+      TypeError: `key` is not a typed PRNG key.
+
+    Example:
+      >>> import rnn_jax
+      >>> net = rnn_jax.stack([rnn_jax.lstm(2, 100), rnn_jax.gru(100, 100)])
+      >>> params = net.init(jax.random.key(0))
+      >>> dropped = drop_connect(params, 0.5, jax.random.key(1))
+      >>> print([0.48 < (p.w_h == 0).mean() < 0.52 for p in dropped])
+      [Array(True, dtype=bool), Array(True, dtype=bool)]
+
+    References:
+      Wan, Zeiler, Zhang, LeCun, Fergus. Regularization of neural networks using DropConnect. 2013.
+      Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. 2017.
+    """
+    _checks.probability("rate", rate)
+    _checks.typed_key(key)
+    found = 0
+
+    def weight(path: Any, leaf: Array) -> Array:
+        nonlocal found
+        name = path[-1] if path else None
+        if getattr(name, "name", getattr(name, "key", None)) != "w_h":
+            return leaf
+        found += 1
+        return drop(leaf, rate, jax.random.fold_in(key, found))
+
+    dropped = jax.tree_util.tree_map_with_path(weight, params)
+    if not found:
+        raise ValueError("params: got none named w_h, expected those of a net with such weights")
+    return dropped
+
+
+class SampledState(NamedTuple):
+    """State of `scheduled_sampling`."""
+
+    state: State  # of the plain cell
+    key: Key
+    rate: Array  # [], the probability of reading a prediction
+    drawn: Array  # [] int32, what was predicted last; -1 before the first
+
+
+def scheduled_sampling(cell: Cell, rate: float, key: Key) -> Cell:
+    """Lets a net that predicts the next token read its own predictions now and then.
+
+    token_t is replaced, with probability `rate`, by one drawn from softmax(logits_{t-1}), so that
+    the net learns to go on from its own mistakes. No gradient goes through the draw.
+
+    Args:
+      cell: any cell that reads tokens and whose output is the logits.
+      rate: the probability of reading a prediction; 0 is teacher forcing, 1 writes freely. It is
+        part of the state: ``state._replace(rate=...)`` lets it rise while training.
+      key: typed PRNG key that the initial state will hold, see `with_key`.
+
+    Returns:
+      A `Cell` with the params of `cell` and `SampledState`. Evaluation runs the plain cell.
+
+    Raises:
+      ValueError: `rate` out of range.
+      TypeError: `key` is not a typed PRNG key.
+
+    Example:
+      >>> import rnn_jax
+      >>> successor = Cell(
+      ...     init=lambda key: (),
+      ...     init_state=lambda params: (),
+      ...     project=lambda params, token: 50.0 * jax.nn.one_hot((token + 1) % 5, 5),
+      ...     step=lambda params, state, z: (state, z),
+      ... )
+      >>> free = scheduled_sampling(successor, 1.0, jax.random.key(0))
+      >>> _, logits = rnn_jax.unroll(free, (), None, jnp.array([2, 2, 2, 2]))
+      >>> print(logits.argmax(axis=1))
+      [3 4 0 1]
+
+    References:
+      Bengio, Vinyals, Jaitly, Shazeer. Scheduled sampling for sequence prediction with recurrent
+      neural networks. 2015.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate: got {rate}, expected a probability from 0 to 1")
+    _checks.typed_key(key)
+
+    def init_state(params: Params) -> SampledState:
+        state = cell.init_state(params)
+        return SampledState(state, key, jnp.float32(rate), jnp.int32(-1))
+
+    def step(params: Params, old: SampledState, token: Array) -> tuple[SampledState, Array]:
+        following, coin, now = jax.random.split(old.key, 3)
+        own = jax.random.bernoulli(coin, old.rate) & (old.drawn >= 0)
+        token = jnp.where(own, old.drawn.astype(token.dtype), token)
+        state, logits = cell.step(params, old.state, cell.project(params, token))
+        drawn = jax.random.categorical(now, jax.lax.stop_gradient(logits)).astype(jnp.int32)
+        return SampledState(state, following, old.rate, drawn), logits
+
+    return Cell(cell.init, init_state, lambda params, token: token, step)
 
 
 def dropout(cell: Cell, rate: float, key: Key, *, variational: bool = False) -> Cell:

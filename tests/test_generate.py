@@ -1,6 +1,7 @@
 """Sampling: exactly the tokens asked for, each fed back, from the distribution that was asked."""
 
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -321,3 +322,215 @@ def test_stop_tokens_are_checked():
         generate.greedy(cell, params, None, 0, 3, stop=V)
     with pytest.raises(TypeError, match="stop: got 'a'"):
         generate.greedy(cell, params, None, 0, 3, stop="a")
+
+
+def log_probability(cell, params, first, tokens):
+    """By a loop over the steps."""
+    state, total, token = cell.init_state(params), 0.0, first
+    for new in tokens:
+        state, logits = advance(cell, params, state, token)
+        total += float(jax.nn.log_softmax(logits.astype(jnp.float32))[new])
+        token = new
+    return total
+
+
+def all_texts(length, end):
+    """Every text of at most `length` tokens that ends with `end` or is cut off."""
+    texts = [()]
+    for _ in range(length):
+        done = [text for text in texts if text[-1:] == (end,)]
+        texts = done + [(*t, new) for t in texts if t[-1:] != (end,) for new in range(V)]
+    return texts
+
+
+def unpadded(tokens):
+    return tuple(int(t) for t in tokens if t >= 0)
+
+
+@pytest.mark.parametrize("name", rnn_jax.ALL_CELLS)
+def test_a_beam_of_one_is_greedy(name):
+    cell, params = make(name)
+    for penalty in (0.0, 1.0):
+        found = generate.beam(
+            cell, params, None, 4, 9, width=1, stop=2, length_penalty=penalty
+        )
+        _, tokens = generate.greedy(cell, params, None, 4, 9, stop=2)
+        assert found.tokens[0].tolist() == tokens.tolist()
+        expected = log_probability(cell, params, 4, unpadded(tokens))
+        np.testing.assert_allclose(found.log_probabilities[0], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 2.0])
+def test_a_wide_beam_is_exhaustive_search(penalty):
+    cell, params = make(scale=1.0)
+    texts = all_texts(3, end=2)
+    chances = np.array([log_probability(cell, params, 4, text) for text in texts])
+    sizes = np.array([len(text) for text in texts])
+    scores = chances / ((5 + sizes) / 6) ** penalty
+    order = np.argsort(-scores)
+    found = generate.beam(
+        cell, params, None, 4, 3, width=len(texts) + 5, stop=2, length_penalty=penalty
+    )
+    assert [unpadded(t) for t in found.tokens[: len(texts)]] == [texts[i] for i in order]
+    np.testing.assert_allclose(found.scores[: len(texts)], scores[order], rtol=1e-4)
+    np.testing.assert_allclose(found.log_probabilities[: len(texts)], chances[order], rtol=1e-4)
+    np.testing.assert_allclose(np.exp(chances).sum(), 1, rtol=1e-5)  # they are all there are
+    assert (np.asarray(found.scores[len(texts) :]) == -np.inf).all()
+    assert (np.asarray(found.tokens[len(texts) :]) == -1)[:, -1].all()
+
+
+def test_a_beam_finds_what_greedy_misses():
+    """The likeliest first token leads to an even choice, the second likeliest to a sure one."""
+    table = jnp.log(jnp.array([[0.0, 0.6, 0.4], [0.5, 0.25, 0.25], [0.02, 0.96, 0.02]]) + 1e-9)
+    cell = rnn_jax.Cell(
+        init=lambda key: (),
+        init_state=lambda params: (),
+        project=lambda params, token: table[token],
+        step=lambda params, state, z: (state, z),
+    )
+    assert generate.greedy(cell, (), None, 0, 2)[1].tolist() == [1, 0]
+    found = generate.beam(cell, (), None, 0, 2, width=2)
+    assert found.tokens.tolist() == [[2, 1], [1, 0]]
+    np.testing.assert_allclose(jnp.exp(found.log_probabilities), [0.384, 0.3], rtol=1e-5)
+
+
+def test_what_has_ended_keeps_its_score_and_its_place():
+    cell, params = make(scale=1.0)
+    short = generate.beam(cell, params, None, 4, 1, width=V, stop=2)
+    place = [t[0] for t in short.tokens.tolist()].index(2)
+    for length in (2, 6):
+        found = generate.beam(cell, params, None, 4, length, width=100, stop=2)
+        real = found.scores > -np.inf
+        texts = [unpadded(t) for t in found.tokens[real]]
+        at = texts.index((2,))
+        np.testing.assert_array_equal(found.log_probabilities[at], short.log_probabilities[place])
+        assert len(set(texts)) == len(texts)  # and is there once
+
+
+@pytest.mark.parametrize("name", rnn_jax.ALL_CELLS)
+def test_score_is_the_sum_over_the_steps(name):
+    cell, params = make(name)
+    tokens = jnp.array([3, 1, 4, 1, 5])
+    expected = log_probability(cell, params, 2, tokens.tolist())
+    np.testing.assert_allclose(
+        generate.score(cell, params, None, 2, tokens), expected, rtol=1e-4
+    )
+    ended = jnp.array([3, 1, 4, 1, 5, -1, 6, -1])
+    np.testing.assert_allclose(generate.score(cell, params, None, 2, ended), expected, rtol=1e-4)
+    assert np.isnan(generate.score(cell, params, None, 2, jnp.array([3, V])))
+
+
+def test_beams_are_scored_as_texts_are():
+    cell, params = make()
+    found = generate.beam(cell, params, None, 4, 7, width=5, stop=(2, 3), length_penalty=0.6)
+
+    def one(tokens):
+        return generate.score(cell, params, None, 4, tokens)
+
+    np.testing.assert_allclose(jax.vmap(one)(found.tokens), found.log_probabilities, rtol=1e-4)
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_beams_in_jit_and_vmap():
+    cell, params = make()
+    states = jax.random.normal(jax.random.key(1), (4, 5))
+
+    def one(state, token, penalty):
+        return generate.beam(
+            cell, params, state, token, 6, width=3, stop=2, length_penalty=penalty
+        )
+
+    start, penalties = jnp.arange(4, dtype=jnp.int32), jnp.array([0.0, 0.5, 1.0, 2.0])
+    batch = jax.jit(jax.vmap(one))(states, start, penalties)
+    for b in range(4):
+        alone = one(states[b], start[b], penalties[b])
+        assert batch.tokens[b].tolist() == alone.tokens.tolist()
+        np.testing.assert_allclose(batch.scores[b], alone.scores, rtol=1e-5)
+    nothing = generate.beam(cell, params, None, -1, 3, width=2, stop=2)
+    assert (nothing.tokens == -1).all()
+
+
+class Counted(NamedTuple):
+    state: Any
+    last: Any
+
+
+def counting(cell):
+    """A cell that remembers the token that it has read, for constraints on the next."""
+
+    def step(params, old, z):
+        z, token = z
+        state, logits = cell.step(params, old.state, z)
+        return Counted(state, token), logits
+
+    return rnn_jax.Cell(
+        cell.init,
+        lambda params: Counted(cell.init_state(params), jnp.int32(0)),
+        lambda params, token: (cell.project(params, token), jnp.asarray(token, jnp.int32)),
+        step,
+    )
+
+
+def rising(state):
+    return jnp.arange(V) > state.last
+
+
+@pytest.mark.parametrize("how", ["greedy", "sample", "stream", "beam"])
+def test_only_allowed_tokens_are_written(how):
+    cell, params = make(scale=0.3)
+    cell, key = counting(cell), jax.random.key(1)
+    if how == "greedy":
+        tokens = generate.greedy(cell, params, None, 1, 8, allowed=rising)[1]
+    elif how == "sample":
+        tokens = generate.sample(cell, params, None, 1, 8, key, allowed=rising)[1]
+    elif how == "stream":
+        tokens = [int(t) for t in generate.stream(cell, params, None, 1, key, allowed=rising)]
+    else:
+        tokens = generate.beam(cell, params, None, 1, 4, width=40, allowed=rising).tokens
+        texts = [unpadded(t) for t in tokens]
+        for text in texts:
+            assert list(text) == sorted({*text} - {0, 1})
+        assert (2, 3, 4, 5) in texts  # V - 1 = 6 of them: 2 to 6
+        assert len([t for t in texts if len(t) == 4]) == 5
+        return
+    written = unpadded(tokens)
+    assert list(written) == sorted({*written} - {0, 1})
+    assert written[-1] == V - 1  # where nothing is allowed, the text ends
+
+
+def test_constraints_renormalise_what_is_left():
+    cell, params = make(scale=1.0)
+    logits = np.array(advance(cell, params, cell.init_state(params), 3)[1])
+    few = np.isin(np.arange(V), [1, 5])
+    p = np.exp(logits) * few / (np.exp(logits) * few).sum()
+
+    def draw(key):
+        return generate.sample(
+            cell, params, None, 3, 1, key, allowed=lambda state: jnp.asarray(few)
+        )[1][0]
+
+    tokens = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(5), 20_000))
+    got = np.bincount(tokens, minlength=V) / 20_000
+    assert (abs(got - p) < 5 * np.sqrt(p * (1 - p) / 20_000) + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, p: generate.beam(c, p, None, 1, 3, width=0), "width: got 0"),
+        (
+            lambda c, p: generate.beam(c, p, None, 1, 3, width=2, length_penalty=-1.0),
+            "length_penalty: got -1.0",
+        ),
+        (lambda c, p: generate.beam(c, p, None, 1, 3, width=2, stop=V), "stop: got"),
+        (lambda c, p: generate.beam(c, p, None, V, 3, width=2), "token"),
+        (lambda c, p: generate.score(c, p, None, 1, jnp.zeros((2, 3), int)), "tokens: got shape"),
+        (
+            lambda c, p: generate.greedy(c, p, None, 1, 3, allowed=lambda s: jnp.ones(2, bool)),
+            "allowed: got",
+        ),
+    ],
+)
+def test_beams_and_scores_refuse(call, message):
+    with pytest.raises(ValueError, match=message.replace("(", "\\(")):
+        call(*make())
