@@ -35,6 +35,7 @@ from rnn_jax.tasks.text import (
     scored_streams,
     standard_library_text,
     streams,
+    surprisals,
 )
 
 CONTEXT, STREAMS = 256, 32  # characters read before one is scored; streams of the held-out text
@@ -237,15 +238,7 @@ def evaluator(config: Config, V: int) -> Any:
     cell = network(config, V)
 
     def score(params: Any, held_out: Any) -> dict[str, jax.Array]:
-        params = compute(config, params)
-
-        def window(state: Any, now: Any) -> tuple[Any, jax.Array]:
-            inputs, targets, scored = now
-            state, logits = unroll(cell, params, state, inputs)
-            return state, jnp.where(scored, nats(logits, targets), 0.0).sum()
-
-        first = jax.vmap(lambda _: cell.init_state(params))(held_out[0][0, 0])
-        total = jax.lax.scan(window, first, held_out)[1].sum()
+        total = surprisals(cell, compute(config, params), held_out).sum()
         return {"loss": total / held_out[2].sum(dtype=total.dtype)}
 
     return jax.jit(score)

@@ -44,7 +44,8 @@ One to many (captioning): one input, then each output is the next input.
 >>> print(caption.shape)
 (5, 2)
 
-Many to many out of step (translation): the state of the encoder starts the decoder.
+Many to many out of step (translation): the state of the encoder starts the decoder; with attention,
+and the whole of training and use, `rnn_jax.encoder_decoder`.
 
 >>> decoder = rnn_jax.readout(rnn_jax.gru(3, 16), 4)
 >>> decoder_params = decoder.init(jax.random.key(2))
@@ -57,7 +58,16 @@ Many to many out of step (translation): the state of the encoder starts the deco
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rnn_jax import attention, crf, diagnostics, generate, gradients, initializers, processes
+from rnn_jax import (
+    attention,
+    crf,
+    diagnostics,
+    encoder_decoder,
+    generate,
+    gradients,
+    initializers,
+    processes,
+)
 from rnn_jax._types import Cell
 from rnn_jax.cells import *  # noqa: F403
 from rnn_jax.cells import __all__ as _cells
@@ -111,6 +121,7 @@ __all__ = [
     "drop_tokens",
     "dropout",
     "embed",
+    "encoder_decoder",
     "explain",
     "generate",
     "gradients",

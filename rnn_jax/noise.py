@@ -125,9 +125,9 @@ def drop(x: Array, rate: float, key: Key, *, shared: int | Sequence[int] = ()) -
     Example:
       >>> table = jnp.ones((4, 3))
       >>> print(drop(table, 0.5, jax.random.key(0), shared=1))
-      [[2. 2. 2.]
+      [[0. 0. 0.]
        [0. 0. 0.]
-       [0. 0. 0.]
+       [2. 2. 2.]
        [2. 2. 2.]]
 
     References:
@@ -160,7 +160,7 @@ def drop_tokens(tokens: Array, rate: float, key: Key, *, unknown: int) -> Array:
 
     Example:
       >>> print(drop_tokens(jnp.array([5, 6, 7, 8]), 0.5, jax.random.key(1), unknown=0))
-      [5 0 7 8]
+      [0 6 0 0]
 
     References:
       Iyyer, Manjunatha, Boyd-Graber, Daume. Deep unordered composition rivals syntactic methods

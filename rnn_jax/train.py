@@ -409,9 +409,10 @@ def fit(
       run: from `make_train`.
       train_state: from `init` or a checkpoint. It is donated: use the one that comes back.
       data: what `batch_at` reads. For a run without `batch_at`, an iterator of batches, pytrees of
-        arrays of the same shapes: one is taken for each update, and when a hook is called, those of
+        arrays: one is taken for each update, and when a hook is called, those of
         all updates so far and no others, so that its position can be saved with the train state.
-        Training ends where the iterator does.
+        Training ends where the iterator does. Batches may differ in shape, as those of
+        `rnn_jax.tasks.batches.Bucketed` do: there is one compilation for each shape.
       steps: the step number to reach, counted from the first update ever: the same call resumes.
       every: pairs ``(k, hook)``: ``hook(train_state)`` is called after each step that is a
         multiple of k. It may read the state (evaluate, save, sample), not keep it: the next chunk
@@ -470,15 +471,16 @@ def fit(
             if asked():
                 break
             chunk = min(run.steps_per_call, steps - step, *(k - step % k for k, _ in every))
-            given = data
+            parts = [(data, chunk)]
             if run.takes_batches:
                 batches = list(itertools.islice(data, chunk))
                 if not batches:
                     break
-                chunk, given = len(batches), _stacked(batches, run.steps_per_call)
-            train_state, metrics = run(train_state, given, chunk)
-            pending.append((step, metrics))
-            step += chunk
+                parts = _stacked(batches, run.steps_per_call)
+            for given, count in parts:
+                train_state, metrics = run(train_state, given, count)
+                pending.append((step, metrics))
+                step += count
             hooks = [hook for k, hook in every if step % k == 0]
             report(leave=0 if hooks else in_flight - 1)
             for hook in hooks:
@@ -578,10 +580,22 @@ def _gradient_of(loss: Any) -> _BatchGradient:
     return jax.value_and_grad(loss, has_aux=True)
 
 
-def _stacked(batches: list[Any], length: int) -> Any:
-    """One array for each leaf; the last batch fills up, so that every call has the same shapes."""
-    batches = batches + batches[-1:] * (length - len(batches))
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *batches)
+def _stacked(batches: list[Any], length: int) -> list[tuple[Any, int]]:
+    """What a call takes, and how many batches of it count, for each run of batches of one shape.
+
+    The last batch fills up, so that every call with these shapes has the same number of them.
+    """
+
+    def shapes(batch: Any) -> list[tuple[int, ...]]:
+        return [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+
+    parts = []
+    for _, alike in itertools.groupby(batches, shapes):
+        given = list(alike)
+        filled = given + given[-1:] * (length - len(given))
+        stack = lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves])  # noqa: E731
+        parts.append((jax.tree.map(stack, *filled), len(given)))
+    return parts
 
 
 _CARRY_HINT = (

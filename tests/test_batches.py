@@ -297,3 +297,76 @@ def test_pad() -> None:
     assert pad([])[0].shape == (0, 0)
     with pytest.raises(ValueError, match="length 3, expected at most 2"):
         pad(rows, 2)
+
+
+def some_texts(seed: int = 0, n: int = 300) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 99, rng.geometric(0.12)).tolist() for _ in range(n)]
+
+
+@pytest.mark.parametrize("buckets", [1, 3, 6, 50])
+def test_buckets_pad_every_sequence_to_the_longest_of_its_bucket(buckets: int) -> None:
+    texts = some_texts()
+    found = batches.Bucketed(texts, 8, buckets=buckets)
+    seen, steps, padded = set(), 0, 0
+    for step in range(3 * found.epoch):
+        tokens, lengths, index = found.at(step)
+        assert tokens.shape == (8, tokens.shape[1])
+        assert tokens.shape[1] in [shape[0] for shape in found.shapes]
+        for row, length, i in zip(tokens, lengths, index, strict=True):
+            assert row[:length].tolist() == texts[i]
+            assert not row[length:].any()
+        seen |= set(index.tolist())
+        steps, padded = steps + lengths.sum(), padded + tokens.size
+    assert seen == set(range(len(texts)))
+    assert len(found.shapes) <= buckets
+    assert sum(count for *_, count in found.shapes) == len(texts)
+    whole = sum(longest * count for longest, count in found.shapes)
+    assert found.waste == pytest.approx(1 - sum(map(len, texts)) / whole)
+    assert abs(1 - steps / padded - found.waste) < 0.05
+
+
+def test_buckets_are_those_that_waste_least() -> None:
+    texts = some_texts(n=40)
+    sizes = sorted({len(t) for t in texts})
+
+    def waste(borders: tuple[int, ...]) -> float:
+        padded = sum(min(b for b in (*borders, sizes[-1]) if b >= len(t)) for t in texts)
+        return 1 - sum(map(len, texts)) / padded
+
+    best = min(waste(c) for c in itertools.combinations(sizes[:-1], 2))
+    assert batches.Bucketed(texts, 4, buckets=3).waste == pytest.approx(best)
+
+
+def test_eight_buckets_of_pairs_waste_less_than_a_tenth() -> None:
+    """Sources and targets whose lengths go together, as in a translation; see the README."""
+    rng = np.random.default_rng(1)
+    source = [[1] * n for n in 2 + rng.negative_binomial(5, 0.6, 5000)]
+    target = [[2] * max(1, len(s) + int(d)) for s, d in zip(source, rng.integers(-1, 2, 5000), strict=True)]
+    found = batches.Bucketed((source, target), 32, buckets=8)
+    assert found.waste < 0.2
+    (s, t), (ns, nt), index = found.at(3)
+    assert [len(source[i]) for i in index] == ns.tolist()
+    assert [len(target[i]) for i in index] == nt.tolist()
+    assert ((s == 1).sum(axis=1) == ns).all()
+    assert ((t == 2).sum(axis=1) == nt).all()
+
+
+def test_a_position_among_buckets_is_found_again() -> None:
+    texts = some_texts()
+    one, other = (batches.Bucketed(texts, 8, seed=5) for _ in range(2))
+    for _ in range(70):
+        next(one)
+    other.set_state(json.loads(json.dumps(one.get_state())))
+    for _ in range(60):
+        jax.tree.map(np.testing.assert_array_equal, next(one), next(other))
+    with pytest.raises(ValueError, match="state: got"):
+        batches.Bucketed(texts, 8, seed=6).set_state(one.get_state())
+    order = [batches.Bucketed(texts, 8, seed=s).at(0)[2].tolist() for s in range(3)]
+    assert order[0] != order[1] != order[2]
+
+
+@pytest.mark.parametrize("texts", [[], ([[1]], [[1], [2]]), ([], [])])
+def test_what_cannot_be_dealt_into_buckets(texts: Any) -> None:
+    with pytest.raises(ValueError, match="sequences: got lists of"):
+        batches.Bucketed(texts, 2)

@@ -194,3 +194,33 @@ def test_summary_counts_every_number() -> None:
     assert table.splitlines()[-1].split() == ["total", f"{count:,}"]
     assert ".cell[0].w_h" in table
     assert "(4, 16)" in table
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tied_readout_reads_and_writes_with_one_table(bias: bool, both: bool) -> None:
+    half = rnn.gru(H, H // 2, dtype=float)
+    inner = rnn.two_way(half, half) if both else rnn.gru(H, H, dtype=float)
+    reader = rnn.embed(inner, 7, H)
+    tied, apart = (rnn.readout(reader, 7, bias=bias, tied=t, hidden_size=H) for t in (True, False))
+    params = random_params(tied)
+    assert params.w_y is None
+    tokens = jnp.array([3, 1, 6, 0, 3])
+
+    def run(net: Any, params: Any) -> jax.Array:
+        step = net.run if both else lambda *a: rnn.unroll(net, *a)
+        return step(params, None, tokens)[1]
+
+    given = params._replace(w_y=params.cell.table.T)
+    close(run(tied, params), run(apart, given))
+    loss = lambda net: lambda p: (run(net, p) ** 3).sum()  # noqa: E731
+    got, parts = jax.grad(loss(tied))(params), jax.grad(loss(apart))(given)
+    np.testing.assert_allclose(got.cell.table, parts.cell.table + parts.w_y.T, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "cell", [rnn.gru(3, 4), rnn.one_hot(rnn.gru(7, 4), 7), rnn.embed(rnn.gru(3, 4), 7, 3)]
+)
+def test_what_cannot_be_tied_is_refused(cell: rnn.Cell) -> None:
+    with pytest.raises(ValueError, match="tied: got a cell with"):
+        rnn.readout(cell, 7, tied=True).init(key(0))

@@ -31,6 +31,7 @@ LAYERS = (
     "combine",
     "noise",
     "attention",
+    "encoder_decoder",
     "crf",
     "gradients",
     "diagnostics",

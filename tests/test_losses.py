@@ -199,3 +199,30 @@ def test_all_is_well_under_debug_nans(name: str) -> None:
     with jax.debug_nans(True):
         value, _ = jax.value_and_grad(getattr(losses, name))(logits, targets(name))
         assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_penalties_are_means_over_units_and_valid_steps(masked: bool) -> None:
+    ys = draw(0, B, T, O).astype(np.float64)
+    mask = MASK if masked else np.ones_like(MASK)
+    noisy = np.where(mask[..., None], ys, np.nan) if masked else ys
+    squares = [ys[b, t] ** 2 for b in range(B) for t in range(T) if mask[b, t]]
+    changes = [
+        (ys[b, t] - ys[b, t - 1]) ** 2
+        for b in range(B) for t in range(1, T) if mask[b, t] and mask[b, t - 1]
+    ]  # fmt: skip
+    given = jnp.asarray(mask) if masked else None
+    got = losses.activation_penalty(jnp.asarray(noisy, jnp.float32), given)
+    np.testing.assert_allclose(got, np.mean(squares), rtol=1e-6)
+    got = losses.slowness_penalty(jnp.asarray(noisy, jnp.float32), given)
+    np.testing.assert_allclose(got, np.mean(changes), rtol=1e-6)
+    slopes = jax.grad(lambda y: losses.slowness_penalty(y, given))(jnp.asarray(noisy, jnp.float32))
+    assert jnp.isfinite(slopes).all()
+
+
+def test_penalties_of_nothing_and_of_what_has_no_time() -> None:
+    assert losses.slowness_penalty(jnp.ones((1, 3))) == 0
+    assert losses.slowness_penalty(jnp.ones((4, 3)), jnp.zeros(4, bool)) == 0
+    assert losses.activation_penalty(jnp.ones((4, 3)), jnp.zeros(4, bool)) == 0
+    with pytest.raises(ValueError, match=r"ys: got shape \(3,\)"):
+        losses.slowness_penalty(jnp.ones(3))

@@ -218,3 +218,121 @@ def test_a_readout_learns_from_every_unit() -> None:
         return (jax.grad(loss)(params).w_y != 0).any(axis=1)
 
     assert jnp.stack([seen(key(i)) for i in range(50)]).any(axis=0).all()
+
+
+def test_drop_drops_or_scales_and_shares_one_decision_along_axes() -> None:
+    x = 1.0 + jax.random.uniform(key(1), (30, 20, 40))
+    for shared, axes in ((), ()), (0, (0,)), (-1, (2,)), ((0, 1), (0, 1)):
+        dropped = rnn.drop(x, 0.3, key(2), shared=shared)
+        gone = np.asarray(dropped == 0)
+        np.testing.assert_allclose(np.asarray(dropped)[~gone], np.asarray(x)[~gone] / 0.7, rtol=1e-6)
+        one = gone.max(axis=axes, keepdims=True)
+        assert (gone == one).all()
+        assert abs(one.mean() - 0.3) < 5 * np.sqrt(0.21 / one.size)
+        for axis in {0, 1, 2} - set(axes):
+            assert (gone != np.take(gone, [0], axis)).any()
+    np.testing.assert_array_equal(rnn.drop(x, 0.0, key(2)), x)
+
+
+def test_tokens_are_dropped_to_the_unknown_one() -> None:
+    tokens = jax.random.randint(key(1), (100, 50), 1, 9)
+    dropped = rnn.drop_tokens(tokens, 0.2, key(2), unknown=0)
+    gone = np.asarray(dropped == 0)
+    assert abs(gone.mean() - 0.2) < 5 * np.sqrt(0.16 / gone.size)
+    np.testing.assert_array_equal(np.asarray(dropped)[~gone], np.asarray(tokens)[~gone])
+    assert dropped.dtype == tokens.dtype
+
+
+@pytest.mark.parametrize("name", rnn.ALL_CELLS)
+def test_drop_connect_drops_recurrent_weights_alone(name: str) -> None:
+    layers = [rnn.ALL_CELLS[name](D, H), rnn.ALL_CELLS[name](H, H)]
+    net = rnn.readout(rnn.embed(rnn.stack(layers), 9, D), 5, hidden_size=H)
+    params = net.init(key(0))
+    dropped = rnn.drop_connect(params, 0.5, key(1))
+    kept = []
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(dropped), strict=True
+    ):
+        if jax.tree_util.keystr(path).endswith(".w_h"):
+            gone = np.asarray(new == 0)
+            assert abs(gone.mean() - 0.5) < 5 * 0.5 / np.sqrt(gone.size)
+            np.testing.assert_allclose(np.asarray(new)[~gone], 2 * np.asarray(old)[~gone])
+            kept.append(gone)
+        else:
+            np.testing.assert_array_equal(new, old)
+    assert len(kept) == 2
+    assert (kept[0] != kept[1]).any()
+    with pytest.raises(ValueError, match="none named w_h"):
+        rnn.drop_connect({"w": jnp.ones(3)}, 0.5, key(1))
+
+
+def test_redrawn_noise_leaves_the_rest_of_the_state(params: Any, xs: jax.Array) -> None:
+    noisy = rnn.stack([rnn.dropout(CELL, 0.3, key(2), variational=True), rnn.lstm(H, H)])
+    both = (params, random_params(rnn.lstm(H, H)))
+    state, _ = rnn.unroll(noisy, both, None, xs)
+    fresh = rnn.redraw(state, key(3))
+    assert (jax.random.key_data(fresh[0].key) != jax.random.key_data(state[0].key)).any()
+    jax.tree.map(np.testing.assert_array_equal, fresh[0].state, state[0].state)
+    jax.tree.map(np.testing.assert_array_equal, fresh[1], state[1])
+    other = rnn.redraw(state, key(4))
+    assert (jax.random.key_data(fresh[0].key) != jax.random.key_data(other[0].key)).any()
+
+
+def test_scheduled_sampling_mixes_true_tokens_with_drawn_ones() -> None:
+    successor = rnn.Cell(
+        init=lambda key: (),
+        init_state=lambda params: (),
+        project=lambda params, token: 50.0 * jax.nn.one_hot((token + 1) % 9, 9),
+        step=lambda params, state, z: (state, z),
+    )
+    net = rnn.scheduled_sampling(successor, 0.25, key(0))
+    tokens = jnp.full(4000, 5)
+    _, logits = rnn.unroll(net, (), None, tokens)
+    read = np.asarray(logits.argmax(axis=1) - 1) % 9
+    assert read[0] == 5
+    own = read[1:] != 5  # it reads 6 after a 5 that it was given
+    assert abs(own.mean() - 0.25) < 0.04
+    before = read[:-1]
+    assert (read[1:][own] == (before[own] + 1) % 9).all()
+    state = rnn.scheduled_sampling(successor, 0.0, key(0)).init_state(())
+    _, logits = rnn.unroll(net, (), state._replace(rate=jnp.float32(1.0)), jnp.full(5, 5))
+    assert logits.argmax(axis=1).tolist() == [6, 7, 8, 0, 1]
+
+
+def test_no_gradient_goes_through_what_is_drawn() -> None:
+    """The reader of its own words has the gradient of the same words, given."""
+    cell = rnn.readout(rnn.embed(rnn.gru(3, 4), 6, 3), 6)
+    params = jax.tree.map(lambda p: 3 * p, cell.init(key(0)))
+    net = rnn.scheduled_sampling(cell, 1.0, key(1))
+
+    def total(net: rnn.Cell, tokens: jax.Array) -> Any:
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            state, logits = rnn.unroll(net, params, None, tokens)
+            return rnn.losses.cross_entropy(logits, tokens * 0 + 2), logits
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, logits = total(net, jnp.array([1, 1, 1, 1]))
+    words, state = [1], net.init_state(params)
+    for _ in range(3):
+        state, _ = net.step(params, state, jnp.int32(1))
+        words.append(int(state.drawn))
+    given, same = total(cell, jnp.array(words))
+    np.testing.assert_allclose(logits, same, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, given)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rate, k: rnn.drop(jnp.ones(3), rate, k),
+        lambda rate, k: rnn.drop_tokens(jnp.ones(3, int), rate, k, unknown=0),
+        lambda rate, k: rnn.drop_connect(CELL.init(key(0)), rate, k),
+        lambda rate, k: rnn.scheduled_sampling(CELL, rate, k),
+    ],
+)
+def test_rates_and_keys_of_what_is_dropped(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"rate: got 1\.5"):
+        call(1.5, key(0))
+    with pytest.raises(TypeError, match="key"):
+        call(0.5, jnp.zeros(2, jnp.uint32))

@@ -237,3 +237,24 @@ def test_a_gradient_of_ones_own() -> None:
     state, metrics = run(state, jnp.zeros(()))
     np.testing.assert_allclose(state.params, 1.2**5, rtol=1e-5)
     np.testing.assert_allclose(metrics.grad_norm, 2 * 2**0.5 * 1.2 ** np.arange(5), rtol=1e-5)
+
+
+def test_batches_of_several_shapes_come_in_their_order() -> None:
+    def error(params: Any, carry: Any, batch: Any, key: Any) -> Any:
+        return jnp.mean((params - batch) ** 2), carry
+
+    def trained(steps_per_call: int) -> tuple[float, list[float]]:
+        sizes = [2, 2, 3, 3, 3, 2, 3, 2, 2, 2, 2]
+        batches = iter([np.arange(n, dtype=np.float32) + i for i, n in enumerate(sizes)])
+        run = train.make_train(error, None, optax.sgd(0.3), steps_per_call=steps_per_call)
+        state, seen = train.init(jnp.float32(9.0), None, optax.sgd(0.3), jax.random.key(0)), []
+        state = train.fit(
+            run, state, batches, steps=11,
+            on_metrics=lambda step, m: seen.extend([(step + i, x) for i, x in enumerate(m.loss)]),
+        )  # fmt: skip
+        assert [step for step, _ in seen] == list(range(11))
+        return float(state.params), [float(x) for _, x in seen]
+
+    one, four = trained(1), trained(4)
+    np.testing.assert_allclose(four[0], one[0], rtol=1e-6)
+    np.testing.assert_allclose(four[1], one[1], rtol=1e-5)

@@ -192,6 +192,13 @@ def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """A progress bar over `total` parts of some work: ``done(parts that are finished now)``."""
+    with tqdm(desc=what, total=total, dynamic_ncols=True) as shown:
+        yield shown.update
+
+
+@contextlib.contextmanager
 def new_folder(name: str, run: Path | None) -> Iterator[Path]:
     """Makes the folder of a run; where the run fails before it has written, it goes again.
 

@@ -167,6 +167,142 @@ class Batches:
         self._step = step_in(state, self._sizes)
 
 
+class Bucketed:
+    """Padded batches of sequences of like length, so that little is spent on padding.
+
+    An iterator without an end, for `rnn_jax.train.fit`. The sequences are dealt out to a few
+    buckets by length, with the borders that pad the least; a batch comes from one bucket and is
+    padded to the longest sequence of that bucket, so that there are as many shapes to compile as
+    buckets. Every bucket reads its sequences epoch after epoch, each time in another order, and
+    buckets follow each other in random order, each as often as it has sequences.
+
+    Args:
+      sequences: N sequences of integers; or a tuple of k lists of N, as the sources and targets of
+        a translation, which are padded each to its own longest.
+      size: B, sequences in a batch.
+      buckets: how many there are at most.
+      seed: of the order.
+
+    Attributes:
+      waste: the share of the padded steps among all steps, over all sequences.
+      shapes: for each bucket the lengths that its sequences are padded to, and how many it has.
+
+    Raises:
+      ValueError: no sequences, or lists of different lengths.
+
+    Example:
+      >>> texts = [[1] * n for n in (1, 2, 2, 9, 9, 8)]
+      >>> batches = Bucketed(texts, size=2, buckets=2)
+      >>> print(batches.shapes, f"{batches.waste:.2f}")
+      [(2, 3), (9, 3)] 0.06
+      >>> tokens, lengths, index = next(batches)
+      >>> print(tokens.shape, lengths, index)
+      (2, 9) [8 9] [5 3]
+    """
+
+    def __init__(
+        self,
+        sequences: Any,
+        size: int,
+        *,
+        buckets: int = 6,
+        seed: int = 0,
+    ) -> None:
+        several = isinstance(sequences, tuple)
+        lists = sequences if several else (sequences,)
+        counts = {len(found) for found in lists}
+        if len(counts) != 1 or counts == {0}:
+            raise ValueError(
+                f"sequences: got lists of {sorted(counts)}, expected one or more of each, the same "
+                "number"
+            )
+        lengths = np.array([[len(row) for row in found] for found in lists], np.int32)
+        self._sizes = {"size": _checks.positive_int("size", size)}
+        self._sizes |= {"examples": lengths.shape[1], "seed": seed}
+        self._several, self._seed, self._step = several, seed, 0
+        bucket = _dealt(lengths.max(axis=0), _checks.positive_int("buckets", buckets))
+        self._rows = [np.flatnonzero(bucket == b) for b in np.unique(bucket)]
+        self._tokens = [
+            [np.asarray(pad([found[i] for i in rows])[0]) for found in lists]
+            for rows in self._rows
+        ]
+        self._lengths = [lengths[:, rows] for rows in self._rows]
+        self._orders = [shuffled(np.zeros(1), seed + b).order for b in range(len(self._rows))]
+        shapes = [tuple(t.shape[1] for t in tokens) for tokens in self._tokens]
+        self.shapes = [
+            (*shape, len(rows)) for shape, rows in zip(shapes, self._rows, strict=True)
+        ]
+        padded = sum(t.size for tokens in self._tokens for t in tokens)
+        self.waste = 1 - int(lengths.sum(dtype=np.int64)) / max(padded, 1)
+        self._batches = np.array([max(1, round(len(rows) / size)) for rows in self._rows])
+
+    @property
+    def epoch(self) -> int:
+        """Batches in which about every sequence comes once."""
+        return int(self._batches.sum())
+
+    def __iter__(self) -> "Bucketed":
+        return self
+
+    def __next__(self) -> Any:
+        batch = self.at(self._step)
+        self._step += 1
+        return batch
+
+    def at(self, step: int) -> Any:
+        """Batch number `step`, from 0; the position stays.
+
+        Returns:
+          ``(tokens, lengths, index)``: [B, T] int32 padded with 0, [B] int32, and which of the
+          sequences they are, [B] int32. With k lists, tokens and lengths are tuples of k.
+        """
+        epoch, place = divmod(step, self.epoch)
+        turns = np.repeat(np.arange(len(self._rows)), self._batches)
+        turns = np.random.default_rng([self._seed, epoch]).permutation(turns)
+        b = turns[place]
+        nth = epoch * int(self._batches[b]) + int((turns[:place] == b).sum())
+        n = len(self._rows[b])
+        at = np.asarray(
+            _rows_at_step(self._orders[b], n, self._sizes["size"], np.uint32(nth))
+        )
+        tokens = tuple(t[at] for t in self._tokens[b])
+        lengths = tuple(n[at] for n in self._lengths[b])
+        index = self._rows[b][at].astype(np.int32)
+        return (tokens, lengths, index) if self._several else (tokens[0], lengths[0], index)
+
+    def get_state(self) -> dict[str, int]:
+        """The position, a JSON value, for `set_state` and for `Checkpoints.save(position=)`."""
+        return {"step": self._step} | self._sizes
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position that `get_state` gave, of batches of the same sequences and seed."""
+        self._step = step_in(state, self._sizes)
+
+
+def _dealt(lengths: np.ndarray, buckets: int) -> np.ndarray:
+    """The bucket of each length: the borders with the least padding, by dynamic programming."""
+    sizes, counts = np.unique(lengths, return_counts=True)
+    n, total = len(sizes), np.concatenate([[0], np.cumsum(counts)])
+    # cost[b][j]: the least number of steps for the first j sizes in b buckets.
+    cost = np.concatenate([[0.0], np.full(n, np.inf)])
+    cuts = []
+    for _ in range(min(buckets, n)):
+        ways = cost[:n, None] + np.where(
+            np.arange(n)[:, None] < np.arange(1, n + 1),
+            (total[None, 1:] - total[:n, None]) * sizes[None, :],
+            np.inf,
+        )
+        cuts.append(np.concatenate([[0], ways.argmin(axis=0)]))
+        cost = np.concatenate([[0.0], ways.min(axis=0)])
+    borders, j = [], n
+    for cut in reversed(cuts):
+        borders.append(sizes[j - 1])
+        j = int(cut[j])
+        if j == 0:
+            break
+    return np.searchsorted(np.sort(borders), lengths)
+
+
 def part_of(size: int, part: tuple[int, int]) -> slice:
     """Which of the `size` rows of a batch are those of process i of n, ``part = (i, n)``."""
     i, n = part

@@ -1,5 +1,6 @@
 """Text: reading it, characters to tokens and back, contiguous streams."""
 
+import ast
 import json
 import os
 import sysconfig
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnn_jax import _checks
-from rnn_jax._types import Array
+from rnn_jax._types import Array, Cell, Params, State, wide
 from rnn_jax.tasks.batches import laps
 from rnn_jax.tasks.batches import pad as pad
+from rnn_jax.unroll import unroll
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def standard_library_text() -> str:
+def standard_library_text(*, docstrings: bool = False) -> str:
     """The source code of the running Python's standard library, as a text to learn from.
 
     The pure ASCII files, one after the other in the order of their names, without tests, tables,
     and what was generated for the machine: about 8 million characters. It differs between
     versions of Python.
+
+    Args:
+      docstrings: only what the modules, classes and functions say of themselves, in the order of
+        the source: prose, about 1.6 million characters.
 
     Raises:
       ValueError: this Python keeps its library elsewhere than in files.
@@ -138,11 +144,21 @@ def standard_library_text() -> str:
         if path.suffix == ".py" and not path.name.startswith("_sysconfigdata"):
             content = path.read_bytes()
             if content.isascii():
-                texts.append(content.decode("ascii").replace("\r\n", "\n"))
+                source = content.decode("ascii").replace("\r\n", "\n")
+                texts.append(_docstrings(source) if docstrings else source)
     text = "".join(texts)
     if not text:
         raise ValueError(f"{root}: this Python has no source files there; give a text of your own")
     return text
+
+
+def _docstrings(source: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        tree = ast.parse(source)
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return "".join(f"{text}\n" for text in found if text)
 
 
 def streams(tokens: Array, step: Any, *, batch: int, window: int) -> tuple[Array, Array]:
@@ -229,6 +245,45 @@ def scored_streams(
     at = t + np.arange(B) * S
     scored = (t + 1 >= C) & (t + 1 < C + S) & (at + 1 < C + n)
     return tokens[np.minimum(at, C + n - 1)], tokens[np.minimum(at + 1, C + n - 1)], scored
+
+
+def surprisals(cell: Cell, params: Params, held_out: Any) -> Array:
+    """How much each token of `scored_streams` surprises a language model.
+
+    The state of each stream starts fresh and is carried through all its windows.
+
+    Args:
+      cell: a net that reads tokens [] int, and whose output is the logits [V] of the next one.
+      params: its params.
+      held_out: ``(inputs, targets, scored)``, what `scored_streams` returns.
+
+    Returns:
+      [windows, W, B] in float32 or wider: -log p(target), in nats; 0 where it is not scored. Their
+      sum over ``scored.sum()`` is the loss, and its exponential the perplexity.
+
+    Example:
+      >>> from rnn_jax import gru, one_hot, readout
+      >>> cell = readout(one_hot(gru(5, 4), 5), 5)
+      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0)))
+      >>> held_out = scored_streams(np.arange(20) % 5, 4, batch=2, window=3)
+      >>> nats = surprisals(cell, params, held_out)
+      >>> print(f"{jnp.exp(nats.sum() / held_out[2].sum().astype(float)):.3f}")  # as good as chance
+      5.000
+    """
+
+    def one(state: State, tokens: Array) -> tuple[State, Array]:
+        return unroll(cell, params, state, tokens)
+
+    def window(state: State, now: Any) -> tuple[State, Array]:
+        inputs, targets, scored = now
+        state, logits = jax.vmap(one, in_axes=(0, 1), out_axes=(0, 1))(state, inputs)
+        logits = logits.astype(wide(logits.dtype))
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return state, jnp.where(scored, nats, 0.0)
+
+    first = jax.vmap(lambda _: cell.init_state(params))(held_out[0][0, 0])
+    return jax.lax.scan(window, first, held_out)[1]
 
 
 _NOT_LIBRARY = {

@@ -10,7 +10,8 @@ import numpy as np
 
 UNKNOWN = "<unk>"
 _TOKEN = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]|\n")
-_NO_SPACE_BEFORE, _NO_SPACE_AFTER = set(".,;:!?)]}\u2019\u201d%"), set("([{\u201c$#@")
+_NO_SPACE_BEFORE = set(".,;:!?)]}%-\u2019\u201d")
+_NO_SPACE_AFTER = set("([{$#@-'\u201c\u2018")
 
 
 def split(text: str, *, lower: bool = False) -> list[str]:
