@@ -3,6 +3,7 @@
     python -m experiments.char_lm                            # on Python's standard library
     python -m experiments.char_lm --data FILE_OR_FOLDER
     python -m experiments.char_lm generate RUN --prompt "def "
+    python -m experiments.char_lm compose RUN                # you and the net write a text
 
 The text is cut into contiguous streams, one for each row of the batch. Every update reads the next
 window of each stream; the hidden state is carried from window to window for ever, and the gradient
@@ -27,6 +28,7 @@ import rnn_jax
 from experiments.harness import command
 from experiments.harness.application import Application, Data, Model, Options, Report, Trained, Use
 from experiments.harness.command import BadInput
+from experiments.harness.compose import Compose, Writer
 from rnn_jax import generate, gradients, train
 from rnn_jax.tasks import text_file
 from rnn_jax.tasks.text import (
@@ -284,6 +286,19 @@ class Generate(Use):
         yield "\n"
 
 
+@dataclass(frozen=True)
+class ComposeCharacters(Compose):
+    """A person and the net write a text together: in the terminal or as a page."""
+
+    def writer(self, trained: Trained) -> Writer:
+        vocabulary = Vocabulary(trained.about["characters"])
+        return Writer(
+            network(trained.config, len(vocabulary)), compute(trained.config, trained.params),
+            start=vocabulary.encode(trained.about["start"]), encode=vocabulary.encode,
+            decode=lambda tokens: list(vocabulary.decode(tokens)), join="".join,
+        )  # fmt: skip
+
+
 def report(trained: Trained, held_out: Any) -> Report:
     """A sample of 500 characters."""
     use = Generate(Path(), length=500, temperature=0.8, seed=trained.config.seed)
@@ -293,7 +308,7 @@ def report(trained: Trained, held_out: Any) -> Report:
 
 
 APPLICATION = Application(
-    "char_lm", Config, QUICK, load, make, report, {"generate": Generate},
+    "char_lm", Config, QUICK, load, make, report, {"generate": Generate, "compose": ComposeCharacters},
     x64=lambda config: config.dtype == "float64",
 )  # fmt: skip
 

@@ -304,7 +304,7 @@ def decide(params: Params, vectors: jax.Array, lengths: jax.Array, kept: Any = 1
         mask = rnn_jax.length_mask(length, len(xs))
         return rnn_jax.max_over_time(both.run(params.both, None, xs, mask=mask)[1], mask)
 
-    return (jax.vmap(one)(vectors, lengths) * kept) @ params.w + params.b
+    return (jax.vmap(one)(vectors, lengths) * kept) @ params.w + params.b[None]
 
 
 def probabilities(params: Params, data: Sentences) -> jax.Array:

@@ -190,8 +190,10 @@ def dates(config: Config) -> list[tuple[str, str]]:
         for which in rng.choice(len(locales), size=min(3, len(locales)), replace=False):
             form: Any = str(rng.choice(FORMATS))
             text = plain(format_date(date, form, locale=locales[which]))
-            ways = [(text, date.isoformat()), (f"{date} {locales[which]} {form}", text)]
-            pairs += ways[config.direction == "back" : 1 + (config.direction != "iso")]
+            if config.direction != "back":
+                pairs.append((text, date.isoformat()))
+            if config.direction != "iso" and form != "full":  # ISO does not say the day of the week
+                pairs.append((f"{date} {locales[which]} {form}", text))
     return pairs
 
 
@@ -301,7 +303,7 @@ def make(config: Config, about: dict[str, Any]) -> Model:
 
 
 SAMPLES = {
-    True: ["den 5 juni 1987", "Friday, June 5, 1987", "1987-06-05 fr full", "3. Januar 2024"],
+    True: ["den 5 juni 1987", "Friday, June 5, 1987", "1987-06-05 fr long", "3. Januar 2024"],
     False: ["I like this book.", "Where do you live?"],
 }
 
@@ -439,7 +441,7 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
     rows = list(zip(sources, written[last], truth, strict=True))
     lines += [f"{s} -> {t}" + ("" if t in right else f"   (not {right[0]})") for s, t, right in rows[:12]]
     by_length = lengths_table(config, rows)
-    lines += ["", *(f"sources of {k}: {v:.1%} exact" for k, v in by_length.items())]
+    lines += ["", *(f"{k}: {v:.1%} exact" for k, v in by_length.items())]
     files: dict[str, Any] = {"translations.txt": "".join(
         f"{s}\t{t}\t{' | '.join(right)}\n" for s, t, right in rows
     )}  # fmt: skip
@@ -453,13 +455,17 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
 
 
 def lengths_table(config: Config, rows: Any) -> dict[str, float]:
-    """The share of exact translations by the length of the source."""
+    """The share of exact translations, by the length of the source and, of dates, the direction."""
     bins: dict[str, list[bool]] = {}
     edges = (10, 20, 30) if config.units == "characters" else (3, 6, 9)
     for source, text, right in sorted(rows, key=lambda row: len(units_of(config, row[0]))):
         n = len(units_of(config, source))
-        name = next((f"up to {e} {config.units}" for e in edges if n <= e), f"more {config.units}")
-        bins.setdefault(name, []).append(text in right)
+        size = next((f"up to {e} {config.units}" for e in edges if n <= e), f"more {config.units}")
+        names = [f"sources of {size}"]
+        if config.data is None:
+            names.append("from ISO" if source[4:5] == "-" else "to ISO")
+        for name in names:
+            bins.setdefault(name, []).append(text in right)
     return {name: float(np.mean(found)) for name, found in bins.items()}
 
 

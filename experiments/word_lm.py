@@ -190,7 +190,7 @@ def make(config: Config, about: dict[str, Any]) -> Model:
             )(state, hs)
             states.append(state)
         dropped = rnn_jax.drop(hs, config.dropout, k_out, shared=0)
-        logits = dropped @ params.cell.table.T + params.b_y
+        logits = dropped @ params.cell.table.T + params.b_y[None, None]
         loss = rnn_jax.losses.cross_entropy(logits, targets)
         if config.activation:
             loss += config.activation * rnn_jax.losses.activation_penalty(dropped)

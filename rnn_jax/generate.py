@@ -288,9 +288,7 @@ def score(cell: Cell, params: Params, state: State | None, token: Any, tokens: A
     mask = jnp.cumsum(tokens < 0) == 0
     read = jnp.concatenate([token[None], tokens[:-1]])
     _, logits = unroll(cell, params, state, jnp.where(mask, read, 0), mask=mask)
-    if jnp.finfo(logits.dtype).bits < 32:
-        logits = logits.astype(jnp.float32)
-    chances = jax.nn.log_softmax(logits)
+    chances = jax.nn.log_softmax(_wide(logits))
     each = jnp.take_along_axis(chances, jnp.where(mask, tokens, 0)[:, None], axis=1)[:, 0]
     each = jnp.where(tokens < logits.shape[1], each, jnp.nan)
     return jnp.where(mask, each, 0.0).sum()
@@ -435,9 +433,13 @@ def _check_tokens(given: Any, stop: int | Sequence[int], V: int) -> None:
 def _predict(cell: Cell, params: Params, state: State, token: Array) -> tuple[State, Array]:
     result = cell.step(params, state, cell.project(params, token))
     state, logits = _checks.stepped(result, state)
+    return state, _wide(logits)
+
+
+def _wide(logits: Array) -> Array:
     if jnp.finfo(logits.dtype).bits < 32:  # too coarse to add up probabilities
         logits = logits.astype(jnp.float32)
-    return state, logits
+    return logits
 
 
 def _only(allowed: Array, logits: Array) -> Array:

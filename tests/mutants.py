@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import mutants_devices
 import mutants_interop
+import mutants_language
 from mutants_gradients import ALGORITHMS, LABORATORY
 
 Row = tuple[str, str, str, str | tuple[str, ...]]
@@ -794,8 +795,8 @@ GENERATE: list[Row] = [
     ),
     (
         "a stream that is always greedy",
-        "_compiled(cell, temperature == 0, top_k, top_p)",
-        "_compiled(cell, True, top_k, top_p)",
+        "_compiled(cell, temperature == 0, top_k, top_p, allowed)",
+        "_compiled(cell, True, top_k, top_p, allowed)",
         generate("a_stream_draws_anew_at_each_token"),
     ),
     (
@@ -969,8 +970,8 @@ TRAIN_KINDS: list[Row] = [
     ),
     (
         "the end of the iterator counts as full",
-        "chunk, given = len(batches), _stacked",
-        "chunk, given = chunk, _stacked",
+        "parts.append((jax.tree.map(stack, *filled), len(given)))",
+        "parts.append((jax.tree.map(stack, *filled), length))",
         kinds("training_ends_where_the_iterator_does"),
     ),
     (
@@ -2012,6 +2013,7 @@ MUTANTS = [
         for name, file, old, new, test in mutants_interop.ROWS
     ),
     *(Mutant(f"devices: {name}", *row, (test,)) for name, *row, test in mutants_devices.ROWS),
+    *(Mutant(f"language: {name}", *row, (test,)) for name, *row, test in mutants_language.ROWS),
     *table("elman", "rnn_jax/cells/elman.py", ELMAN),
     *table("lstm", "rnn_jax/cells/lstm.py", LSTM),
     *table("gru", "rnn_jax/cells/gru.py", GRU),

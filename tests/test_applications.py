@@ -39,7 +39,131 @@ def of_char_lm(numbers: dict[str, Any], text: str) -> None:
     assert "hellohellohello" in text
 
 
+def of_word_lm(numbers: dict[str, Any], text: str) -> None:
+    (ours, _), (unigram, _) = (numbers["perplexity"][k] for k in ("this net", "Kneser-Ney 1"))
+    assert ours < 1.7 < unigram / 4  # 12 sentences, each of 4 choices of words: 12^(1/6) = 1.51
+    assert "the cat sat here.\n" in text
+    assert "Kneser-Ney 5" in text
+
+
+def of_sentiment(numbers: dict[str, Any], text: str) -> None:
+    assert numbers["accuracy"]["these nets"] > 0.99  # longer negations than any learned from
+    assert numbers["accuracy"]["words, logistic"] < 0.6
+    assert "McNemar" in text
+
+
+def of_translation(numbers: dict[str, Any], text: str) -> None:
+    assert numbers["scores"]["greedy"]["exact"] > 0.9
+    assert numbers["scores"]["nearest sentence of training"]["exact"] < 0.1
+    assert "den 5 juni 1987 -> " in text
+    assert "chrF" in text
+
+
+def of_tagging(numbers: dict[str, Any], text: str) -> None:
+    assert numbers["scores"]["this net"][2] > 0.95  # names that it has never seen
+    assert numbers["scores"]["most frequent tag of the word"][2] < 0.2
+    assert "precision recall" in text
+
+
 ROWS = {
+    "tagging": Row(
+        learned=of_tagging,
+        own="Anna\tB-person\nBerg\tI-person\nsleeps\tO\n\nhe\tO\nis\tO\nin\tO\nOslo\tB-place\n\n" * 10,
+        bad=[
+            ("--data empty", "empty"),
+            ("--data broken", "line 2 is 'alone'"),
+            ("--data odd", "line 1 is 'Anna\\t7'"),
+            ("--data few", "at least 10"),
+            ("--data same", "the one tag 'O'"),
+            ("--test few", "--data"),
+            ("--output hmm", "'crf', 'softmax'"),
+        ],
+        use=[
+            ("tag Oslo --color no", r".*\n"),
+            ("tag \u0436 --color yes", r"\(letters that the model does not know: \u0436\)\n.*\n"),
+        ],
+        rich="--buckets 2 --seeds 2 --word-dropout 0.2",
+        contents={
+            "empty": b"",
+            "broken": b"Anna\tB-person\nalone\n",
+            "odd": b"Anna\t7\n",
+            "few": b"Anna\tB-person\nsleeps\tO\n",
+            "same": b"he\tO\n\n" * 12,
+        },
+    ),
+    "word_lm": Row(
+        learned=of_word_lm,
+        own="the cat sat on the mat.\na dog ate the hat!\n" * 40,
+        bad=[
+            ("--data empty", "empty"),
+            ("--data one", "one window"),
+            ("--data rare", "no word that is frequent"),
+            ("--data missing", "missing"),
+            ("--cut 0", "--cut: got 0"),
+            ("--dropout 1", "--dropout: got 1"),
+            ("--slowness -1", "--slowness: got -1"),
+        ],
+        use=[
+            ("generate --length 4 --prompt the", "the.*\n"),
+            ("generate --length 1 --prompt zebra", r"\(unknown to the model.*zebra.*\n"),
+            ("nearest dog --count 2", r"dog: \S+ \(.*\), \S+ \(.*\)\n"),
+        ],
+        rich="--layers 2 --dropout 0.2 --between 0.1 --word-dropout 0.1 --weight-dropout 0.2 "
+        "--activation 2 --slowness 1 --seeds 2 --samples 0",
+        contents={
+            "empty": b"",
+            "one": b"a word\n" * 3,
+            "rare": "".join(f"w{i} " + "\n" * (i == 70) for i in range(80)).replace("\n", "").encode()
+            + b"\nx",
+        },
+    ),
+    "sentiment": Row(
+        learned=of_sentiment,
+        own="good film\t1\nbad film\t0\nvery good\t1\nvery bad\t0\n" * 5,
+        bad=[
+            ("--data empty", "empty"),
+            ("--data one", "one class only"),
+            ("--data broken", "line 2 is"),
+            ("--data mixed", "line 3 has the label 'good'"),
+            ("--data own --folds 9", "--folds: got 9"),
+            ("--word-dropout 2", "--word-dropout: got 2"),
+        ],
+        use=[
+            ("predict", r"\(never seen.*\n[01] \(\d+%\): not .*"),
+            ("predict good", r"[01] \(\d+%\): good \([+-].*\)\n"),
+        ],
+        rich="--dropout 0.2 --average 2",
+        contents={
+            "empty": b"",
+            "one": b"good\t1\nbad\t1\n",
+            "broken": b"good\t1\nno label here\n",
+            "mixed": b"good\t1\nbad\t0\nso\tgood\n",
+            "own": b"good\t1\nbad\t0\n" * 2,
+        },
+    ),
+    "translation": Row(
+        learned=of_translation,
+        own="".join(f"one {i} two\tett {i} tv\u00e5\n" for i in range(40)),
+        bad=[
+            ("--data empty", "empty"),
+            ("--data unaligned", "line 2 is 'two'"),
+            ("--data few", "at least 10"),
+            ("--locales xx_YY", "--locales"),
+            ("--attend hard", "'additive', 'dot'"),
+            ("--width 0", "--width: got 0"),
+        ],
+        use=[
+            ("translate one --best 2 --width 3", r".*\(-?[\d.]+\)\n.*\(-?[\d.]+\)\n"),
+            ("translate four", r"\(unknown to the model: 'four'\)\n.*\n"),
+            ("translate one --picture a.png", ".*\n"),
+        ],
+        rich="--dropout 0.2 --buckets 2 --seeds 2 --samples 0",
+        contents={
+            "empty": b"",
+            "unaligned": b"one\tett\ntwo\n",
+            "few": b"one\tett\ntwo\ttva\n",
+        },
+    ),
     "char_lm": Row(
         learned=of_char_lm,
         own="the cat sat on the mat. a dog ate the hat! " * 40,

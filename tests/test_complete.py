@@ -52,6 +52,8 @@ ORACLES = {
     "binary_cross_entropy": "test_losses.py::test_mean_over_valid_entries",
     "cross_entropy": "test_losses.py::test_mean_over_valid_entries",
     "squared_error": "test_losses.py::test_mean_over_valid_entries",
+    "activation_penalty": "test_losses.py::test_penalties_are_means_over_units_and_valid_steps",
+    "slowness_penalty": "test_losses.py::test_penalties_are_means_over_units_and_valid_steps",
     "as_linen_cell": "test_interop_flax.py::test_cells_inside_their_loops",
     "as_linen_module": "test_interop_flax.py::test_modules_give_the_bits_of_unroll",
     "as_nnx_cell": "test_interop_flax.py::test_cells_inside_their_loops",
