@@ -69,7 +69,7 @@ class Config(Options):
     """Of the dates, names with spaces between."""
     direction: Literal["both", "iso", "back"] = "both"
     """Of the dates: to ISO 8601, from it, or both in one net."""
-    buckets: int = 8
+    buckets: int = 12
     """Of sentences of like length, each compiled once."""
     validation: int = 500
     """Sources that choose the best checkpoint (at most a tenth of all)."""
