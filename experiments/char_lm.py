@@ -308,7 +308,8 @@ def report(trained: Trained, held_out: Any) -> Report:
 
 
 APPLICATION = Application(
-    "char_lm", Config, QUICK, load, make, report, {"generate": Generate, "compose": ComposeCharacters},
+    "char_lm", Config, QUICK, load, make, report,
+    {"generate": Generate, "compose": ComposeCharacters},
     x64=lambda config: config.dtype == "float64",
 )  # fmt: skip
 

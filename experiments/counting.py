@@ -141,6 +141,7 @@ def lecture_rule(params: Params) -> Params:
     _, ys = rnn_jax.unroll(MODEL, params, None, XS)
     errors = 2 * (ys - TARGETS)
     before = jnp.concatenate([jnp.zeros((1, H), hs.dtype), hs[:-1]])
+    assert params.w_y is not None
     at_hidden = errors @ params.w_y.T
     cell = params.cell._replace(
         w_x=XS.T @ at_hidden, w_h=before.T @ (at_hidden @ params.cell.w_h.T)

@@ -170,7 +170,11 @@ def opinions(count: int, least: int, most: int, seed: int) -> list[tuple[str, st
         fillers = [pick("really", "in the end", "to be honest", "as they say", "for that price",
                         "when you think of it", "all in all", "at first sight", "this time")
                    for _ in range(rng.integers(least, most + 1))]  # fmt: skip
-        view = pick("great", "good", "lovely", "fine") if good else pick("bad", "dull", "awful", "poor")
+        view = (
+            pick("great", "good", "lovely", "fine")
+            if good
+            else pick("bad", "dull", "awful", "poor")
+        )
         parts = [thing, "was", *["not"] * turned, *fillers, view]
         found.append((" ".join(parts), "for" if good != turned else "against"))
     return found
@@ -180,7 +184,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)*|[!?:;()]", text.lower())
 
 
-def encode(vocabulary: WordVocabulary, pairs: list[tuple[str, str]], classes: list[str]) -> Sentences:
+def encode(
+    vocabulary: WordVocabulary, pairs: list[tuple[str, str]], classes: list[str]
+) -> Sentences:
     cut = [words(text) for text, _ in pairs]
     tokens, lengths = pad([vocabulary.encode(row) for row in cut])
     grams = np.zeros((*tokens.shape, MOST), np.int32)
@@ -325,7 +331,9 @@ def weigh(trained: Trained, text: str) -> tuple[np.ndarray, list[float]]:
     without = [cut[:i] + cut[i + 1 :] for i in range(len(cut))]
     sentences = encode(vocabulary, [(" ".join(w), classes[0]) for w in [cut, *without]], classes)
     found = []
-    for params, known in zip(trained.nets, trained.about["known"] * len(trained.nets), strict=False):
+    for params, known in zip(
+        trained.nets, trained.about["known"] * len(trained.nets), strict=False
+    ):
         seen = take(sentences, slice(None), np.isin(np.arange(len(vocabulary)), known))
         found.append(np.asarray(jax.jit(probabilities)(params, seen)))
     p = np.mean(found, axis=0).clip(1e-6, 1 - 1e-6)
@@ -384,7 +392,8 @@ def report(trained: Trained, held_out: Any) -> Report:
         "paired": paired.tolist(), "p": p,
     }  # fmt: skip
     return Report(numbers, "\n".join(lines) + "\n", {
-        "words.png": decided(trained, examples), "accuracy.png": bars(table),
+        "words.png": decided(trained, examples),
+        "accuracy.png": plots.bars(table, "accuracy (held out)"),
     })  # fmt: skip
 
 
@@ -400,22 +409,7 @@ def decided(trained: Trained, examples: list[str]) -> Any:
     return figure
 
 
-def bars(table: dict[str, list[float]]) -> Any:
-    figure, axes = plots.panels(size=(8, 4))
-    for i, (name, of) in enumerate(table.items()):
-        axes.barh(i, np.mean(of), color="C0" if i == 0 else "0.7")
-        axes.plot(of, [i] * len(of), "k.", markersize=4, label=None if i else "one fold")
-        axes.text(1.01, i, f"{np.mean(of):.3f}", va="center")
-    axes.set_yticks(range(len(table)), list(table))
-    axes.invert_yaxis()
-    axes.set(xlabel="accuracy on sentences held out", xlim=(0, 1.1))
-    axes.legend(loc="lower left")
-    return figure
-
-
-APPLICATION = Application(
-    "sentiment", Config, QUICK, load, make, report, {"predict": Predict}
-)
+APPLICATION = Application("sentiment", Config, QUICK, load, make, report, {"predict": Predict})
 
 if __name__ == "__main__":
     sys.exit(APPLICATION.main())

@@ -31,11 +31,45 @@ from experiments.harness.application import Application, Data, Model, Options, R
 from experiments.harness.command import BadInput
 from rnn_jax import crf
 from rnn_jax.tasks.batches import Bucketed, pad
+from rnn_jax.tasks.entities import entities, entity_scores
 from rnn_jax.tasks.text import read_text
 from rnn_jax.tasks.words import WordVocabulary
 
 LETTERS = 16  # of a word that are read, from both ends where it is longer
 Sentence = list[tuple[str, str]]  # words and their tags
+SYLLABLES = [
+    "ba",
+    "ber",
+    "dan",
+    "el",
+    "fin",
+    "gar",
+    "hol",
+    "il",
+    "jor",
+    "ka",
+    "lin",
+    "mar",
+    "nor",
+    "os",
+    "per",
+    "ro",
+    "sal",
+    "tor",
+    "um",
+    "vik",
+]
+FRAMES = [
+    "@person flew to @place",
+    "@person , who works for @company , lives in @place",
+    "shares of @company fell after @person left",
+    "the mayor of @place met @person",
+    "@company opens an office in @place and @place",
+    "in the end nothing was said about it",
+    "she told @person that @company would sell",
+    "it rained in @place all week",
+    "@person and @person bought @company",
+]
 
 
 @dataclass(frozen=True)
@@ -106,14 +140,17 @@ class Batches(Bucketed):
         super().__init__([words for words, _, _ in data], size, **options)
 
     def at(self, step: int) -> Padded:
-        tokens, lengths, index = super().at(step)
+        tokens, _, index = super().at(step)
         return padded([self.data[i] for i in index], tokens.shape[1])
 
 
 def load(config: Config) -> Data:
     """Sentences to learn from, to choose a checkpoint by, and to report on."""
     if config.data is None:
-        parts = [generated(n, seed) for seed, n in enumerate((600, 100, 150) if config.quick else (3000, 400, 600))]
+        parts: list[list[Sentence]] = [
+            generated(n, seed)
+            for seed, n in enumerate((600, 100, 150) if config.quick else (3000, 400, 600))
+        ]
         name = "generated sentences"
     else:
         whole, name = read(config.data), config.data.name
@@ -125,8 +162,11 @@ def load(config: Config) -> Data:
         cut = [0 if g is not None else tenth for g in given]
         bounds = [sum(cut), cut[0]]
         train, valid, test = order[bounds[0] :], order[: cut[0]], order[bounds[1] : bounds[0]]
-        parts = [[whole[i] for i in train]]
-        parts += [g if g is not None else [whole[i] for i in own] for g, own in zip(given, (valid, test), strict=True)]
+        parts = [[whole[int(i)] for i in train]]
+        parts += [
+            g if g is not None else [whole[i] for i in own]
+            for g, own in zip(given, (valid, test), strict=True)
+        ]
     tags = sorted({tag for part in parts for s in part for _, tag in s})
     if len({tag for s in parts[0] for _, tag in s}) < 2:
         raise BadInput(f"--data: got the one tag {tags[0]!r}, expected at least two to tell apart")
@@ -135,11 +175,11 @@ def load(config: Config) -> Data:
         "letters": "".join(sorted({c for s in parts[0] for w, _ in s for c in w})),
         "tags": tags,
     }
-    learn, valid, test = ([encode(about, s) for s in part] for part in parts)
-    batches = Batches(learn, config.batch, buckets=config.buckets, seed=config.seed)
+    encoded = [[encode(about, s) for s in part] for part in parts]
+    batches = Batches(encoded[0], config.batch, buckets=config.buckets, seed=config.seed)
     about["baselines"] = baselines(parts[0], parts[2], config.quick)
     return Data(
-        batches, (padded(valid), padded(test), parts[2]), about,
+        batches, (padded(encoded[1]), padded(encoded[2]), parts[2]), about,
         f"{name}: {', '.join(f'{len(p):,}' for p in parts)} sentences, {len(tags)} tags, "
         f"{batches.waste:.1%} of the steps are padding",
         epoch=batches.epoch, sha256=hashlib.sha256(repr(parts).encode()).hexdigest(),
@@ -149,7 +189,7 @@ def load(config: Config) -> Data:
 def read(path: Path) -> list[Sentence]:
     """Sentences of a CoNLL file: the first column and the last one."""
     found: list[Sentence] = [[]]
-    # Only "\n" ends a line, and where there are tabs, only they part columns: a token may hold others.
+    # Only "\n" ends a line and, where there are tabs, only they part columns: words hold others.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             if found[-1]:
@@ -167,37 +207,32 @@ def read(path: Path) -> list[Sentence]:
 
 
 def generated(count: int, seed: int) -> list[Sentence]:
-    """Sentences in which what stands around a name says what it names; half of the names are new."""
+    """Sentences in which what stands around a name says what it names."""
     rng = np.random.default_rng(seed)
     pick = lambda options: options[rng.integers(len(options))]  # noqa: E731
-    syllables = "ba ber dan el fin gar hol il jor ka lin mar nor os per ro sal tor um vik".split()
-    places, people = "ton ville burg stad".split(), "son ssen sen man".split()
+    places, people = ["ton", "ville", "burg", "stad"], ["son", "ssen", "sen", "man"]
 
     def name(endings: list[str]) -> str:
-        root = "".join(pick(syllables) for _ in range(rng.integers(2, 4)))
+        root = "".join(pick(SYLLABLES) for _ in range(rng.integers(2, 4)))
         return (root + (pick(endings) if rng.random() < 0.5 else "")).capitalize()
 
     kinds = {
         "person": lambda: [name(people) for _ in range(rng.integers(1, 3))],
         "place": lambda: [*(["New"] if rng.random() < 0.3 else []), name(places)],
-        "company": lambda: [name(people), *([pick(["Bank", "Steel", "&"])] if rng.random() < 0.6 else [])],
+        "company": lambda: [
+            name(people),
+            *([pick(["Bank", "Steel", "&"])] if rng.random() < 0.6 else []),
+        ],
     }
-    frames = """@person flew to @place
-        @person , who works for @company , lives in @place
-        shares of @company fell after @person left
-        the mayor of @place met @person
-        @company opens an office in @place and @place
-        in the end nothing was said about it
-        she told @person that @company would sell
-        it rained in @place all week
-        @person and @person bought @company""".split("\n")
     found = []
     for _ in range(count):
         sentence: Sentence = []
-        for word in pick(frames).split():
+        for word in pick(FRAMES).split():
             if word.startswith("@"):
                 kind = word[1:]
-                sentence += [(w, f"{'I' if i else 'B'}-{kind}") for i, w in enumerate(kinds[kind]())]
+                sentence += [
+                    (w, f"{'I' if i else 'B'}-{kind}") for i, w in enumerate(kinds[kind]())
+                ]
             else:
                 sentence.append((word, "O"))
         found.append(sentence)
@@ -261,7 +296,7 @@ def make(config: Config, about: dict[str, Any]) -> Model:
             _, ys = spell.run(params.spell, None, params.letters[letters], mask=there)
             return rnn_jax.both_ends(ys, there)
 
-        words, out = one.words, jnp.ones(())
+        words = one.words
         spelled = jax.vmap(word)(one.letters)
         if key is not None:
             k_word, k_in, k_out = jax.random.split(key, 3)
@@ -303,9 +338,11 @@ def make(config: Config, about: dict[str, Any]) -> Model:
     def score(params: Params, held_out: Any) -> dict[str, Any]:
         valid = held_out[0]
         tags, each = decode(params, valid)
-        named = [names(about, row, n) for row, n in zip(np.asarray(tags), valid.lengths, strict=True)]
+        named = [
+            names(about, row, n) for row, n in zip(np.asarray(tags), valid.lengths, strict=True)
+        ]
         truth = [names(about, row, n) for row, n in zip(valid.tags, valid.lengths, strict=True)]
-        f1 = entity_scores(truth, named)[2]
+        f1 = entity_scores(truth, named).f1
         return {"loss": jnp.float32(1 - f1), "nats": each.mean(), "F1": jnp.float32(f1)}
 
     # What `tag` and the report need beside the loss.
@@ -316,46 +353,25 @@ def names(about: dict[str, Any], tags: Any, length: int) -> list[str]:
     return [about["tags"][t] for t in np.asarray(tags)[: int(length)]]
 
 
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(kind, first, behind the last) of each entity; without B- and I-, each tag but O is one."""
-    found, start, kind = set(), 0, None
-    for i, tag in enumerate([*tags, "O"]):
-        own = tag[2:] if tag[:2] in ("B-", "I-") else None if tag == "O" else tag
-        if kind is not None and (own != kind or tag[:2] != "I-"):
-            found.add((kind, start, i))
-            kind = None
-        if own is not None and kind is None:
-            start, kind = i, own
-    return found
-
-
-def entity_scores(truth: Any, found: Any) -> tuple[float, float, float]:
-    """Precision, recall and F1 over the entities of all sentences, as conlleval counts them."""
-    pairs = [(entities(t), entities(f)) for t, f in zip(truth, found, strict=True)]
-    right, said, there = (
-        sum(len(s) for s in column) for column in zip(*[(t & f, f, t) for t, f in pairs], strict=True)
-    )
-    p, r = right / max(said, 1), right / max(there, 1)
-    return p, r, 2 * p * r / max(p + r, 1e-12)
-
-
 def baselines(train: list[Sentence], test: list[Sentence], quick: bool) -> dict[str, Any]:
     """What needs no net: (precision, recall, F1) on the test part."""
     counts: dict[str, Counter[str]] = {}
     known: dict[tuple[str, ...], Counter[str]] = {}
     for sentence in train:
         for word, tag in sentence:
-            counts.setdefault(word, Counter())[tag] += 1
-        form = [word for word, _ in sentence]
+            counts.setdefault(word.lower(), Counter())[tag] += 1
+        form = [word.lower() for word, _ in sentence]
         for kind, a, b in entities([tag for _, tag in sentence]):
             known.setdefault(tuple(form[a:b]), Counter())[kind] += 1
     longest = max(map(len, known), default=1)
 
     def most_frequent(words: list[str]) -> list[str]:
-        return [counts[w].most_common(1)[0][0] if w in counts else "O" for w in words]
+        found = [counts.get(word.lower(), Counter("O")) for word in words]
+        return [tags.most_common(1)[0][0] for tags in found]
 
     def listed(words: list[str]) -> list[str]:
         tags, i = ["O"] * len(words), 0
+        words = [word.lower() for word in words]
         while i < len(words):
             n = next((n for n in range(longest, 0, -1) if tuple(words[i : i + n]) in known), 0)
             if n:
@@ -371,7 +387,7 @@ def baselines(train: list[Sentence], test: list[Sentence], quick: bool) -> dict[
         "entities of training": [listed(w) for w in forms],
     }
     if not quick:
-        import sklearn_crfsuite
+        import sklearn_crfsuite  # type: ignore[import-untyped]
 
         model = sklearn_crfsuite.CRF(c1=0.2, c2=0.01, max_iterations=100)
         model.fit([features([w for w, _ in s]) for s in train], [[t for _, t in s] for s in train])
@@ -386,10 +402,15 @@ def features(words: list[str]) -> list[dict[str, Any]]:
     found = []
     for i, word in enumerate(words):
         own: dict[str, Any] = {"bias": 1.0, "title": word.istitle(), "upper": word.isupper()}
-        own |= {f"prefix{n}": low[i][:n] for n in (1, 2, 3)} | {f"suffix{n}": low[i][-n:] for n in (1, 2, 3)}
+        own |= {f"prefix{n}": low[i][:n] for n in (1, 2, 3)} | {
+            f"suffix{n}": low[i][-n:] for n in (1, 2, 3)
+        }
         for d in (-2, -1, 0, 1, 2):
             inside = 0 <= i + d < len(words)
-            own |= {f"word{d}": low[i + d] if inside else "-", f"shape{d}": shape[i + d] if inside else "-"}
+            own |= {
+                f"word{d}": low[i + d] if inside else "-",
+                f"shape{d}": shape[i + d] if inside else "-",
+            }
         own |= {"pair-": own["word-1"] + "|" + low[i], "pair+": low[i] + "|" + own["word1"]}
         found.append(own)
     return found
@@ -413,7 +434,9 @@ class Tag(Use):
         command.require(self, "sentences", bool(self.sentences), "one or more sentences")
 
     def __call__(self, trained: Trained) -> Iterator[str]:
-        kinds = sorted({t[2:] if t[:2] in ("B-", "I-") else t for t in trained.about["tags"]} - {"O"})
+        kinds = sorted(
+            {t[2:] if t[:2] in ("B-", "I-") else t for t in trained.about["tags"]} - {"O"}
+        )
         color = sys.stdout.isatty() if self.color == "auto" else self.color == "yes"
         for text in self.sentences:
             words = re.findall(r"[@#]?\w+(?:['\u2019.-]\w+)*|[^\w\s]", text)
@@ -438,10 +461,12 @@ def report(trained: Trained, held_out: Any) -> Report:
     table = {"this net": entity_scores(truth, found)} | trained.about["baselines"]
     kinds = sorted({kind for tags in truth for kind, *_ in entities(tags)})
     only = lambda tags, kind: [t if t[2:] == kind or t == kind else "O" for t in tags]  # noqa: E731
-    by_kind = {k: entity_scores([only(t, k) for t in truth], [only(f, k) for f in found]) for k in kinds}
+    by_kind = {
+        k: entity_scores([only(t, k) for t in truth], [only(f, k) for f in found]) for k in kinds
+    }
     lines = [f"{'':32} precision recall   F1"]
     lines += [f"{n:32} {p:9.1%} {r:6.1%} {f:6.1%}" for n, (p, r, f) in {**table, **by_kind}.items()]
-    wrong = []
+    wrong: list[str] = []
     for sentence, own in zip(test, found, strict=True):
         words = [w for w, _ in sentence]
         a, b = entities([t for _, t in sentence]), entities(own)
@@ -452,16 +477,11 @@ def report(trained: Trained, held_out: Any) -> Report:
             wrong.append(f"{' '.join(words)}\n    found {say(b)}; right {say(a)}")
     numbers = {"scores": table, "by_kind": by_kind}
     text = "\n".join(lines) + "\n\nsome that went wrong:\n" + "\n".join(wrong) + "\n"
-    return Report(numbers, text, {"F1.png": bars({n: f for n, (_, _, f) in table.items()})})
-
-
-def bars(scores: dict[str, float]) -> Any:
-    figure, axes = plots.panels(size=(8, 2.8))
-    found = axes.barh(list(scores), list(scores.values()), color=["C0", *["0.7"] * (len(scores) - 1)])
-    axes.bar_label(found, [f"{v:.1%}" for v in scores.values()], padding=3)
-    axes.invert_yaxis()
-    axes.set(xlabel="F1 of entities in the test sentences", xlim=(0, max(scores.values()) * 1.15 + 0.01))
-    return figure
+    return Report(
+        numbers,
+        text,
+        {"F1.png": plots.bars({n: [f] for n, (_, _, f) in table.items()}, "F1 of entities (test)")},
+    )
 
 
 APPLICATION = Application("tagging", Config, QUICK, load, make, report, {"tag": Tag})

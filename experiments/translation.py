@@ -1,6 +1,6 @@
 """Translation: one net reads a sentence, another writes it in another language.
 
-    python -m experiments.translation                        # dates of 18 locales to ISO 8601 and back
+    python -m experiments.translation                        # dates of 18 locales, ISO and back
     python -m experiments.translation --data pairs.txt       # lines: source, TAB, target
     python -m experiments.translation translate RUN "den 5 juni 1987"
 
@@ -14,7 +14,6 @@ import datetime
 import functools
 import hashlib
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,7 +129,9 @@ def load(config: Config) -> Data:
     valid = min(config.validation, len(groups) // 10)
     if not valid:
         raise BadInput(f"--data: got {len(groups)} different sources, expected at least 10")
-    parts = [[s for i in chosen for s in groups[i]] for chosen in np.split(order, [test, test + valid])]
+    parts = [
+        [s for i in chosen for s in groups[i]] for chosen in np.split(order, [test, test + valid])
+    ]
     tests, valids, train = ([(s, sources[s]) for s in part] for part in parts)
     if config.data is None:
         tests, valids = tests[: config.test], valids[: config.validation]
@@ -139,10 +140,8 @@ def load(config: Config) -> Data:
     rare = config.cut if config.units == "words" else 1
     ends = [WordVocabulary.of((u for text in side for u in text), cut=rare)
             for side in zip(*learn, strict=True)]  # fmt: skip
-    source, target = (
-        [ends[i].encode(pair[i]).tolist() for pair in learn] for i in range(2)
-    )
-    batches = Bucketed((source, target), config.batch, buckets=config.buckets, seed=config.seed)
+    sides = tuple([ends[i].encode(pair[i]).tolist() for pair in learn] for i in range(2))
+    batches = Bucketed(sides, config.batch, buckets=config.buckets, seed=config.seed)
     about = {"source": asdict(ends[0]), "target": asdict(ends[1]), "waste": batches.waste}
     held_out = HeldOut(
         padded(about, config, [(s, t[0]) for s, t in valids]), tests, nearest(train, tests)
@@ -182,7 +181,9 @@ def dates(config: Config) -> list[tuple[str, str]]:
     try:
         locales = [Locale.parse(name) for name in config.locales.split()]
     except (UnknownLocaleError, ValueError) as error:
-        raise BadInput(f"--locales: {command.one_line(error)}, expected names such as sv en_GB") from error
+        raise BadInput(
+            f"--locales: {command.one_line(error)}, expected names such as sv en_GB"
+        ) from error
     rng = np.random.default_rng(0)
     first, pairs = datetime.date(1950, 1, 1), []
     for day in rng.choice(36_524, size=min(config.dates, 36_524), replace=False):
@@ -419,7 +420,7 @@ def drawn(source: list[str], target: list[str], weights: Any) -> Any:
 
 def report(trained: Trained, held_out: HeldOut) -> Report:
     """Exact matches, BLEU and chrF of both ways of writing, beside the nearest sentence."""
-    from sacrebleu.metrics import BLEU, CHRF
+    import sacrebleu.metrics as metrics
 
     config, sources = trained.config, [source for source, _ in held_out.test]
     written = {"nearest sentence of training": held_out.nearest}
@@ -428,18 +429,23 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
         written[name] = [best[0][0] for best in found]
     truth = [[plain(t) for t in dict.fromkeys(targets)] for _, targets in held_out.test]
     most = max(map(len, truth))
-    references = [[t[i] if i < len(t) else None for t in truth] for i in range(most)]
-    bleu, chrf, table = BLEU(), CHRF(), {}
+    references: Any = [[t[i] if i < len(t) else None for t in truth] for i in range(most)]
+    bleu, chrf = metrics.BLEU(), metrics.CHRF()  # type: ignore[attr-defined]
+    table: dict[str, Any] = {}
     for name, texts in written.items():
         exact = float(np.mean([t in right for t, right in zip(texts, truth, strict=True)]))
         points = [m.corpus_score(texts, references).score for m in (bleu, chrf)]
         table[name] = {"exact": exact, "BLEU": points[0], "chrF": points[1]}
     lines = [f"{'':30} exact   BLEU   chrF"]
-    lines += [f"{n:30} {t['exact']:5.1%} {t['BLEU']:6.1f} {t['chrF']:6.1f}" for n, t in table.items()]
+    lines += [
+        f"{n:30} {t['exact']:5.1%} {t['BLEU']:6.1f} {t['chrF']:6.1f}" for n, t in table.items()
+    ]
     lines.append(f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}\n")
     last = list(written)[-1]
     rows = list(zip(sources, written[last], truth, strict=True))
-    lines += [f"{s} -> {t}" + ("" if t in right else f"   (not {right[0]})") for s, t, right in rows[:12]]
+    lines += [
+        f"{s} -> {t}" + ("" if t in right else f"   (not {right[0]})") for s, t, right in rows[:12]
+    ]
     by_length = lengths_table(config, rows)
     lines += ["", *(f"{k}: {v:.1%} exact" for k, v in by_length.items())]
     files: dict[str, Any] = {"translations.txt": "".join(

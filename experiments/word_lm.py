@@ -112,14 +112,16 @@ def load(config: Config) -> Data:
     words, rest = (split(part, lower=config.lower) for part in (text[:at], text[at:]))
     if len(words) <= config.window or not rest:
         raise BadInput(
-            f"--data: got {len(words)} words to learn from and {len(rest)} to be held out, expected "
-            f"more than {config.window}, one window, and at least 1. Take a text of more lines, or "
-            "a smaller --window"
+            f"--data: got {len(words)} words to learn from and {len(rest)} to be held out, "
+            f"expected more than {config.window}, one window, and at least 1. Take a text of more "
+            "lines, or a smaller --window"
         )
-    vocabulary = WordVocabulary.of(words, cut=config.cut, limit=config.vocabulary, lower=config.lower)
+    vocabulary = WordVocabulary.of(
+        words, cut=config.cut, limit=config.vocabulary, lower=config.lower
+    )
     tokens, held_out = vocabulary.encode(words), vocabulary.encode(rest)
-    C, text = min(CONTEXT, len(tokens)), np.concatenate([tokens, held_out])
-    windows = scored_streams(text[len(tokens) - C :], C, batch=STREAMS, window=config.window)
+    C, whole = min(CONTEXT, len(tokens)), np.concatenate([tokens, held_out])
+    windows = scored_streams(whole[len(tokens) - C :], C, batch=STREAMS, window=config.window)
     known = f"{np.mean(held_out == 0):.1%} of the held-out ones are not known"
     return Data(
         jnp.asarray(tokens),
@@ -344,27 +346,17 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
     return Report(
         {"perplexity": found, "sample": text, "nearest": near},
         "\n\n".join([table, "nearest words:\n" + "\n".join(near), text]) + "\n",
-        {"perplexity.png": figure(found), "sample.txt": text + "\n"},
+        {
+            "perplexity.png": plots.bars(
+                {n: [a] for n, (a, _) in found.items()}, "perplexity (less is better)", "%.1f"
+            ),
+            "sample.txt": text + "\n",
+        },
     )
 
 
 def perplexity(p: np.ndarray) -> float:
     return float(np.exp(-np.log(np.maximum(p, 1e-12)).mean()))
-
-
-def figure(found: dict[str, list[float]]) -> Any:
-    drawing, axes = plots.panels(size=(8, 4))
-    names = list(found)
-    for i, (label, color) in enumerate([("all words", "C0"), ("known words", "C1")]):
-        places = np.arange(len(names)) + 0.4 * i
-        bars = axes.barh(places, [found[n][i] for n in names], 0.4, color=color, label=label)
-        axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.set_yticks(np.arange(len(names)) + 0.2, names)
-    axes.invert_yaxis()
-    axes.set(xlabel="perplexity of the held-out text (lower is better)")
-    axes.margins(x=0.12)
-    axes.legend(loc="lower right")
-    return drawing
 
 
 APPLICATION = Application(

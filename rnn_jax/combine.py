@@ -182,7 +182,8 @@ def readout(
         return ReadoutParams(cell=params, w_y=w_init(k_y, (H, size), dtype), b_y=b_y)
 
     def output(params: ReadoutParams, h: Array) -> Array:
-        y = h @ (params.cell.table.T if tied else params.w_y)
+        w_y: Any = params.cell.table.T if tied else params.w_y
+        y = h @ w_y
         return activation(y if params.b_y is None else y + params.b_y)
 
     def init_state(params: ReadoutParams) -> State:

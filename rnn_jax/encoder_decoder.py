@@ -203,7 +203,10 @@ def teacher_forced(
     Returns:
       [T, V], logits; zero at padded steps.
     """
-    decoder, state = net.decoder(_checks.time_steps(source)), net.start(params, source, source_mask, key)
+    decoder, state = (
+        net.decoder(_checks.time_steps(source)),
+        net.start(params, source, source_mask, key),
+    )
     read = _read(net, target)
     return unroll(decoder, params.decoder, state, read, mask=target_mask)[1]
 

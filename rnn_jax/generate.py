@@ -361,9 +361,7 @@ def _compiled(
             state, tokens = greedy(cell, params, state, token, 1, allowed=allowed)
         else:
             options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-            state, tokens = sample(
-                cell, params, state, token, 1, key, allowed=allowed, **options
-            )
+            state, tokens = sample(cell, params, state, token, 1, key, allowed=allowed, **options)
         return state, tokens[0]
 
     return jax.jit(write)

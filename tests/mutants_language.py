@@ -2,7 +2,16 @@
 
 G, N, L, C, W, E, B, T = (
     f"test_{name}.py::test_"
-    for name in ("generate", "noise", "losses", "combine", "words", "encoder_decoder", "batches", "train_kinds")
+    for name in (
+        "generate",
+        "noise",
+        "losses",
+        "combine",
+        "words",
+        "encoder_decoder",
+        "batches",
+        "train_kinds",
+    )
 )
 GENERATE, NOISE, LOSSES, COMBINE, ENCDEC, TRAIN, TEXT = (
     f"rnn_jax/{name}.py"
@@ -57,7 +66,7 @@ ROWS = [
     ("activation_penalty: a sum over units", LOSSES, "squared_error(ys, jnp.zeros_like(ys), mask) / jnp.asarray(ys.shape[-1], ys.dtype)", "squared_error(ys, jnp.zeros_like(ys), mask)", PENALTIES),
     ("slowness_penalty: one valid step is enough", LOSSES, "mask[..., 1:] & mask[..., :-1]", "mask[..., 1:]", PENALTIES),
     ("slowness_penalty: two steps apart", LOSSES, "ys[..., 1:, :], ys[..., :-1, :], both", "ys[..., 1:, :], ys[..., 1:, :], both", PENALTIES),
-    ("the table is not transposed back", COMBINE, "(params.cell.table.T if tied else params.w_y)", "(jnp.roll(params.cell.table.T, 1) if tied else params.w_y)", C + "a_tied_readout_reads_and_writes_with_one_table[False-True]"),
+    ("the table is not transposed back", COMBINE, "params.cell.table.T if tied else params.w_y", "jnp.roll(params.cell.table.T, 1) if tied else params.w_y", C + "a_tied_readout_reads_and_writes_with_one_table[False-True]"),
     ("tied to anything", COMBINE, "if table != (size, H):", "if False:", C + "what_cannot_be_tied_is_refused[cell2]"),
     # encoder and decoder
     ("the last output for both ends", ENCDEC, "over_time.both_ends if isinstance(encoder, TwoWay) else over_time.last", "over_time.last", PARTS),

@@ -68,7 +68,8 @@ def of_tagging(numbers: dict[str, Any], text: str) -> None:
 ROWS = {
     "tagging": Row(
         learned=of_tagging,
-        own="Anna\tB-person\nBerg\tI-person\nsleeps\tO\n\nhe\tO\nis\tO\nin\tO\nOslo\tB-place\n\n" * 10,
+        own="Anna\tB-person\nBerg\tI-person\nsleeps\tO\n\nhe\tO\nis\tO\nin\tO\nOslo\tB-place\n\n"
+        * 10,
         bad=[
             ("--data empty", "empty"),
             ("--data broken", "line 2 is 'alone'"),
@@ -113,7 +114,9 @@ ROWS = {
         contents={
             "empty": b"",
             "one": b"a word\n" * 3,
-            "rare": "".join(f"w{i} " + "\n" * (i == 70) for i in range(80)).replace("\n", "").encode()
+            "rare": "".join(f"w{i} " + "\n" * (i == 70) for i in range(80))
+            .replace("\n", "")
+            .encode()
             + b"\nx",
         },
     ),

@@ -342,7 +342,10 @@ def test_eight_buckets_of_pairs_waste_less_than_a_tenth() -> None:
     """Sources and targets whose lengths go together, as in a translation; see the README."""
     rng = np.random.default_rng(1)
     source = [[1] * n for n in 2 + rng.negative_binomial(5, 0.6, 5000)]
-    target = [[2] * max(1, len(s) + int(d)) for s, d in zip(source, rng.integers(-1, 2, 5000), strict=True)]
+    target = [
+        [2] * max(1, len(s) + int(d))
+        for s, d in zip(source, rng.integers(-1, 2, 5000), strict=True)
+    ]
     found = batches.Bucketed((source, target), 32, buckets=8)
     assert found.waste < 0.2
     (s, t), (ns, nt), index = found.at(3)

@@ -113,9 +113,7 @@ def test_what_is_sampled_follows_the_softmax():
     keys = jax.random.split(jax.random.key(0), 4000)
     seen = jax.jit(jax.vmap(second))(keys)
     first = teacher_forced(net, params, SOURCE, target)[0]
-    after = jnp.stack(
-        [teacher_forced(net, params, SOURCE, jnp.array([v, 0]))[1] for v in range(V)]
-    )
+    after = jnp.stack([teacher_forced(net, params, SOURCE, jnp.array([v, 0]))[1] for v in range(V)])
     which = np.argmin(((np.asarray(seen)[:, None] - np.asarray(after)) ** 2).sum(-1), axis=1)
     p = np.asarray(jax.nn.softmax(first))
     got = np.bincount(which, minlength=V) / len(keys)

@@ -351,9 +351,7 @@ def unpadded(tokens):
 def test_a_beam_of_one_is_greedy(name):
     cell, params = make(name)
     for penalty in (0.0, 1.0):
-        found = generate.beam(
-            cell, params, None, 4, 9, width=1, stop=2, length_penalty=penalty
-        )
+        found = generate.beam(cell, params, None, 4, 9, width=1, stop=2, length_penalty=penalty)
         _, tokens = generate.greedy(cell, params, None, 4, 9, stop=2)
         assert found.tokens[0].tolist() == tokens.tolist()
         expected = log_probability(cell, params, 4, unpadded(tokens))
@@ -412,9 +410,7 @@ def test_score_is_the_sum_over_the_steps(name):
     cell, params = make(name)
     tokens = jnp.array([3, 1, 4, 1, 5])
     expected = log_probability(cell, params, 2, tokens.tolist())
-    np.testing.assert_allclose(
-        generate.score(cell, params, None, 2, tokens), expected, rtol=1e-4
-    )
+    np.testing.assert_allclose(generate.score(cell, params, None, 2, tokens), expected, rtol=1e-4)
     ended = jnp.array([3, 1, 4, 1, 5, -1, 6, -1])
     np.testing.assert_allclose(generate.score(cell, params, None, 2, ended), expected, rtol=1e-4)
     assert np.isnan(generate.score(cell, params, None, 2, jnp.array([3, V])))
@@ -436,9 +432,7 @@ def test_beams_in_jit_and_vmap():
     states = jax.random.normal(jax.random.key(1), (4, 5))
 
     def one(state, token, penalty):
-        return generate.beam(
-            cell, params, state, token, 6, width=3, stop=2, length_penalty=penalty
-        )
+        return generate.beam(cell, params, state, token, 6, width=3, stop=2, length_penalty=penalty)
 
     start, penalties = jnp.arange(4, dtype=jnp.int32), jnp.array([0.0, 0.5, 1.0, 2.0])
     batch = jax.jit(jax.vmap(one))(states, start, penalties)

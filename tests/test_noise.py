@@ -225,7 +225,9 @@ def test_drop_drops_or_scales_and_shares_one_decision_along_axes() -> None:
     for shared, axes in ((), ()), (0, (0,)), (-1, (2,)), ((0, 1), (0, 1)):
         dropped = rnn.drop(x, 0.3, key(2), shared=shared)
         gone = np.asarray(dropped == 0)
-        np.testing.assert_allclose(np.asarray(dropped)[~gone], np.asarray(x)[~gone] / 0.7, rtol=1e-6)
+        np.testing.assert_allclose(
+            np.asarray(dropped)[~gone], np.asarray(x)[~gone] / 0.7, rtol=1e-6
+        )
         one = gone.max(axis=axes, keepdims=True)
         assert (gone == one).all()
         assert abs(one.mean() - 0.3) < 5 * np.sqrt(0.21 / one.size)
@@ -307,7 +309,7 @@ def test_no_gradient_goes_through_what_is_drawn() -> None:
 
     def total(net: rnn.Cell, tokens: jax.Array) -> Any:
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            state, logits = rnn.unroll(net, params, None, tokens)
+            _, logits = rnn.unroll(net, params, None, tokens)
             return rnn.losses.cross_entropy(logits, tokens * 0 + 2), logits
 
         return jax.grad(loss, has_aux=True)(params)

@@ -28,7 +28,7 @@ def test_what_is_cut_is_joined_again(text):
 
 
 def test_joined_as_one_would_write():
-    text = 'First Citizen:\nBefore we proceed any further, hear me speak (all of it).\n'
+    text = "First Citizen:\nBefore we proceed any further, hear me speak (all of it).\n"
     assert join(split(text)) == text
 
 
@@ -88,7 +88,9 @@ def some_text(length=3000, V=9):
 def by_the_book(text, V, order):
     """p(w | h) as in Chen and Goodman, with dictionaries, one word at a time."""
     text = [int(t) for t in text]
-    grams = {k: Counter(zip(*(text[i:] for i in range(k)), strict=False)) for k in range(1, order + 2)}
+    grams = {
+        k: Counter(zip(*(text[i:] for i in range(k)), strict=False)) for k in range(1, order + 2)
+    }
     counts = {order: grams[order]}
     for k in range(1, order):
         counts[k] = Counter(gram[1:] for gram in grams[k + 1])

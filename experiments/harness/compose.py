@@ -23,7 +23,9 @@ from experiments.harness import command
 from experiments.harness.application import Trained, Use
 from experiments.harness.command import BadInput
 
-HELP = "a number takes that one; anything else is written as it is; < takes back; an empty line ends"
+HELP = (
+    "a number takes that one; anything else is written as it is; < takes back; an empty line ends"
+)
 
 
 class Writer(NamedTuple):
@@ -31,7 +33,7 @@ class Writer(NamedTuple):
 
     net: Any  # a Cell: tokens in, logits out
     params: Any
-    start: Sequence[int]  # the tokens before the text
+    start: Any  # the tokens before the text
     encode: Callable[[str], Any]  # what a person types -> tokens; ValueError says what is wrong
     decode: Callable[[Any], Sequence[str]]  # tokens -> their names
     join: Callable[[Sequence[str]], str]  # names -> a text

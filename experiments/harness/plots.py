@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,26 @@ def matrix(
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
     return drawn
+
+
+def bars(values: Mapping[str, Sequence[float]], label: str, form: str = "%.3f") -> Figure:
+    """A bar for each name, from the top, as long as the mean of its values, which are dots."""
+    figure, axes = panels(size=(9, 1.2 + 0.42 * len(values)))
+    means = [float(np.mean(several)) for several in values.values()]
+    found = axes.barh(
+        range(len(values)),
+        means,
+        color=["C0" if "this" in n or "these" in n else "0.7" for n in values],
+    )
+    axes.bar_label(found, [form % mean for mean in means], padding=14)
+    for i, several in enumerate(values.values()):
+        if len(several) > 1:
+            axes.plot(several, [i] * len(several), "k.", markersize=4)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set(xlabel=label)
+    axes.margins(x=0.15)
+    return figure
 
 
 def loss_curve(rows: list[dict[str, Any]], title: str, unit: str) -> Figure:

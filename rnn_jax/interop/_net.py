@@ -291,10 +291,11 @@ def _rebuilt(layers: Any, params: Any, inner: Any, width: int | None, activation
 
     def around(p: Any) -> Any:
         if isinstance(p, ReadoutParams):
-            H, size = p.w_y.shape
-            f = OUTPUTS[activation]
-            bias = p.b_y is not None
-            return readout(around(p.cell), size, activation=f, bias=bias, hidden_size=H)
+            tied = p.w_y is None
+            w_y: Any = p.cell.table.T if tied else p.w_y
+            H, size = w_y.shape
+            options: Any = {"activation": OUTPUTS[activation], "bias": p.b_y is not None}
+            return readout(around(p.cell), size, tied=tied, hidden_size=H, **options)
         if isinstance(p, EmbedParams):
             return embed(around(p.cell), *p.table.shape)
         return net if width is None else one_hot(net, width)

@@ -287,8 +287,10 @@ def to_onnx(
     x = graph.add("Transpose", [x], perm=[1, 0, 2])
     O = sum(p.w_h.shape[0] for p in last)
     if net.output is not None:
-        O = net.output.w_y.shape[1]
-        x = graph.add("MatMul", [x, graph.constant(net.output.w_y)])
+        tied: Any = net.tokens
+        w_y = tied.T if net.output.w_y is None else net.output.w_y
+        O = w_y.shape[1]
+        x = graph.add("MatMul", [x, graph.constant(w_y)])
         if net.output.b_y is not None:
             x = graph.add("Add", [x, graph.constant(net.output.b_y)])
         if operator := OPERATORS[net.activation]:

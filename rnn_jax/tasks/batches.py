@@ -1,6 +1,6 @@
 """Batches of examples: shuffled epochs that follow from the step alone, folds, padding."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -223,15 +223,12 @@ class Bucketed:
         bucket = _dealt(lengths.max(axis=0), _checks.positive_int("buckets", buckets))
         self._rows = [np.flatnonzero(bucket == b) for b in np.unique(bucket)]
         self._tokens = [
-            [np.asarray(pad([found[i] for i in rows])[0]) for found in lists]
-            for rows in self._rows
+            [np.asarray(pad([found[i] for i in rows])[0]) for found in lists] for rows in self._rows
         ]
         self._lengths = [lengths[:, rows] for rows in self._rows]
         self._orders = [shuffled(np.zeros(1), seed + b).order for b in range(len(self._rows))]
         shapes = [tuple(t.shape[1] for t in tokens) for tokens in self._tokens]
-        self.shapes = [
-            (*shape, len(rows)) for shape, rows in zip(shapes, self._rows, strict=True)
-        ]
+        self.shapes = [(*shape, len(rows)) for shape, rows in zip(shapes, self._rows, strict=True)]
         padded = sum(t.size for tokens in self._tokens for t in tokens)
         self.waste = 1 - int(lengths.sum(dtype=np.int64)) / max(padded, 1)
         self._batches = np.array([max(1, round(len(rows) / size)) for rows in self._rows])
@@ -262,9 +259,7 @@ class Bucketed:
         b = turns[place]
         nth = epoch * int(self._batches[b]) + int((turns[:place] == b).sum())
         n = len(self._rows[b])
-        at = np.asarray(
-            _rows_at_step(self._orders[b], n, self._sizes["size"], np.uint32(nth))
-        )
+        at = np.asarray(_rows_at_step(self._orders[b], n, self._sizes["size"], np.uint32(nth)))
         tokens = tuple(t[at] for t in self._tokens[b])
         lengths = tuple(n[at] for n in self._lengths[b])
         index = self._rows[b][at].astype(np.int32)
@@ -395,7 +390,7 @@ def folds(labels: Any, k: int, seed: int = 0, *, groups: Any = None) -> Folds:
     )
 
 
-def pad(sequences: Iterable[Sequence[int]], length: int | None = None) -> tuple[Array, Array]:
+def pad(sequences: Iterable[Any], length: int | None = None) -> tuple[Array, Array]:
     """Sequences of tokens as one padded batch.
 
     Args:

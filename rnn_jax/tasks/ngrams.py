@@ -2,7 +2,8 @@
 
 For a word w after the history h, the last n - 1 words,
 
-  p_n(w | h) = (max(c(hw) - D(c(hw)), 0) + (D_1 N_1(h.) + D_2 N_2(h.) + D_3 N_3+(h.)) p_{n-1}(w | h')) / c(h.)
+  p_n(w | h) = (max(c(hw) - D(c(hw)), 0) + g(h) p_{n-1}(w | h')) / c(h.)
+  g(h) = D_1 N_1(h.) + D_2 N_2(h.) + D_3 N_3+(h.)
 
 where h' is h without its first word, N_k(h.) is the number of words that came k times after h, and
 c is a count in the highest order, and in lower ones the number of distinct words that came before.
@@ -15,7 +16,6 @@ References:
   discounts, "modified").
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ class KneserNey:
             p = np.where(total > 0, more, p)
         return p
 
-    def of_text(self, tokens: Any, history: Sequence[int] = ()) -> np.ndarray:
+    def of_text(self, tokens: Any, history: Any = ()) -> np.ndarray:
         """The probability of each word of a text, [T] float64.
 
         `history` is what stands before it; where that is shorter than n - 1 words, the first n - 1
