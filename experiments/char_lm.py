@@ -13,6 +13,8 @@ stops at the border of the window. Any other gradient algorithm of the library c
 
 import functools
 import itertools
+import lzma
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 
@@ -31,6 +34,7 @@ from experiments.harness.command import BadInput
 from experiments.harness.compose import Compose, Writer
 from rnn_jax import generate, gradients, train
 from rnn_jax.tasks import text_file
+from rnn_jax.tasks.ngrams import KneserNey
 from rnn_jax.tasks.text import (
     Vocabulary,
     read_text,
@@ -41,6 +45,7 @@ from rnn_jax.tasks.text import (
 )
 
 CONTEXT, STREAMS = 256, 32  # characters read before one is scored; streams of the held-out text
+COUNTED = 2_000_000  # characters that the baselines learn from
 LARGE, TOKENS = 100_000_000, Path("runs/tokens")  # bytes; where the tokens of a large file are
 
 
@@ -121,11 +126,31 @@ def load(config: Config) -> Data:
         if sha256
         else tokens[:N],
         scored_streams(held_out, C, batch=STREAMS, window=W),
-        {"characters": vocabulary.characters, "start": start},
+        {
+            "characters": vocabulary.characters,
+            "start": start,
+            "baselines": baselines(tokens[:N], tokens[N : N + config.validation_size], vocabulary),
+        },
         f"{name}: {L:,} characters, {len(vocabulary)} of them distinct",
         epoch=N / (B * W),
         sha256=sha256,
     )
+
+
+def baselines(tokens: Any, held_out: Any, vocabulary: Vocabulary) -> dict[str, float]:
+    """Bits per character by Kneser-Ney and by xz, of the same split; of large texts of its end."""
+    tokens, held_out = (np.asarray(part) for part in (tokens[-COUNTED:], held_out))
+    found = {}
+    for n, name in ((1, "frequencies"), (2, "pairs"), (5, "5-grams")):
+        if len(tokens) >= n:
+            p = KneserNey(tokens, len(vocabulary), n).of_text(held_out, tokens[-n:])
+            found[f"{name} (Kneser-Ney {n})"] = float(-np.log2(p).mean())
+    sizes = [
+        len(lzma.compress(vocabulary.decode(part).encode(), preset=9 | lzma.PRESET_EXTREME))
+        for part in (tokens, np.concatenate([tokens, held_out]))
+    ]
+    found["xz -9e (what the text adds)"] = 8 * (sizes[1] - sizes[0]) / len(held_out)
+    return found
 
 
 def read(config: Config) -> tuple[str, str]:
@@ -300,11 +325,19 @@ class ComposeCharacters(Compose):
 
 
 def report(trained: Trained, held_out: Any) -> Report:
-    """A sample of 500 characters."""
+    """Bits per character beside what counts and what compresses, and 500 characters."""
+    model, bits = trained.model, {}
+    bits["this net"] = float(model.score(trained.params, held_out)["loss"]) / math.log(2)
+    bits |= trained.about["baselines"]
+    table = "".join(f"{name:32} {value:6.3f}\n" for name, value in bits.items())
     use = Generate(Path(), length=500, temperature=0.8, seed=trained.config.seed)
     text = "".join(write(trained.config, trained.about, trained.params, use))
     text = (trained.about["start"] + text).strip("\n")
-    return Report({"sample": text}, text + "\n", {"sample.txt": text + "\n"})
+    return Report(
+        {"sample": text, "bits_per_character": bits},
+        f"bits per character of the held-out text:\n{table}\n{text}\n",
+        {"sample.txt": text + "\n"},
+    )
 
 
 APPLICATION = Application(

@@ -133,7 +133,7 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
                 net = keras.Sequential(model.keras(keras.layers))
                 expected = np.asarray(net(tokens))
                 row["keras"] = int(net.count_params())
-            weights = [jnp.asarray(w) for w in net.get_weights()]
+            weights = [jnp.asarray(w.value) for w in net.weights]
             got = jax.jit(run, static_argnums=0)(model, of_keras(params, weights), tokens, mask)
             row["apart"] = float(abs(np.asarray(got) - expected).max() / abs(expected).max())
         found[name] = row

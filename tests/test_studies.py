@@ -103,6 +103,21 @@ def of_clipping(numbers: dict[str, Any], text: str) -> None:
     assert "clipping helps, reproduced" in text
 
 
+def of_textbook_models(numbers: dict[str, Any], text: str) -> None:
+    rows = [row for row in numbers.values() if isinstance(row, dict) and "ours" in row]
+    assert [row["ours"] for row in rows] == [164_106, 197_002, 264_202]
+    assert all(row["apart"] is None or row["apart"] < 1e-5 for row in rows)
+    assert "NOT" not in text
+    assert re.search(r"^total +164,106$", text, re.MULTILINE)
+
+
+def of_counting_languages(numbers: dict[str, Any], text: str) -> None:
+    reach = {name: row["reach"] for name, row in numbers.items() if " b^n" in name}
+    assert len(reach) == 6
+    assert np.median(reach["a^n b^n, LSTM"]) > 8  # beyond what it was shown
+    assert text.count("beyond training: ") == 6
+
+
 def of_counting(numbers: dict[str, Any], text: str) -> None:
     assert numbers["updates"] == {"lecture": 55, "jax_grad": 49}
     assert "lecture's rule  55 updates (56 evaluations" in text
@@ -250,6 +265,19 @@ ROWS = {
             ("--starts 0", "--starts: got 0"),
         ],
         fast=True,
+    ),
+    "textbook_models": Row(
+        of_textbook_models,
+        [("--batch 0", "--batch: got 0"), ("--length 0", "--length: got 0")],
+        strict=False,
+    ),
+    "counting_languages": Row(
+        of_counting_languages,
+        [
+            ("--seeds 0", "--seeds: got 0"),
+            ("--tested 5", "--tested: got 5, expected at least --shown"),
+            ("--updates 50", "--updates: got 50"),
+        ],
     ),
     "counting": Row(
         of_counting,

@@ -78,7 +78,8 @@ class Options:
     patience: int = 0
     """End after so many evaluations in a row without a better score; 0: never."""
     samples: int = 0
-    """How many times a sample is shown while training, where the application has one."""
+    """How many times a sample is shown while training, evenly spaced, and after 10, 100 and 1,000
+    updates; all are kept in samples.txt. 0: never."""
 
     devices: int = 1
     """Devices that share each batch, in each process: cores of a CPU, or its GPUs."""

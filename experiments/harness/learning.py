@@ -204,6 +204,11 @@ class Log:
         parts += [f"{name} {value:.4g}" for name, value in means.items()]
         self.say(f"step {step}: {', '.join(parts)}")
 
+    def sample(self, step: int, text: str) -> None:
+        """Called with what a net writes."""
+        self._add({"step": step, "sample": text})
+        self.say(f"{'-' * 80}\n{text}\n{'-' * 80}")
+
     def training_loss(self) -> float | None:
         """The mean over the updates since the last scores, which the loss curve shows too."""
         last = max((i for i, row in enumerate(self.rows) if "validation_loss" in row), default=-1)

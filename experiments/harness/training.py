@@ -23,6 +23,7 @@ from rnn_jax import processes, train
 from rnn_jax.checkpoint import Checkpoints
 
 STEPS_PER_CALL = 10
+EARLY = (10, 100, 1000)  # updates after which a sample is shown beside the evenly spaced ones
 
 
 class Session(NamedTuple):
@@ -267,8 +268,16 @@ def _train(
     def on_sample(state: train.TrainState) -> None:
         assert model.sample is not None
         params = learning.each(state.params, nets)[0]
-        text = model.sample(params, train.step_of(state)).strip("\n")
-        log.say(f"{'-' * 80}\n{text}\n{'-' * 80}")
+        step = train.step_of(state)
+        if any("sample" in row and row["step"] == step for row in rows):
+            return
+        text = model.sample(params, step).strip("\n")
+        log.sample(step, text)
+        if jax.process_index() == 0:
+            shown = [
+                f"after {r['step']:,} updates:\n\n{r['sample']}\n" for r in rows if "sample" in r
+            ]
+            write_files(folder, {"samples.txt": lambda: "\n".join(shown)})
 
     def stale() -> bool:
         best, last = checkpoints.best, checkpoints.last
@@ -276,18 +285,26 @@ def _train(
         return config.patience > 0 and waited >= config.patience * every
 
     hooks = [(every, on_evaluate), (config.save_every, lambda state: _save(session, state))]
+    early: list[int] = []
     if config.samples and model.sample is not None:
         hooks.append((-(-steps // config.samples), on_sample))
+        early = [step for step in EARLY if done < step < steps]
     try:
-        state = train.fit(
-            run,
-            state,
-            on_devices(run, data),
-            steps=steps,
-            every=hooks,
-            on_metrics=log.metrics,
-            stop=lambda: stop() or stale(),
-        )
+        read = on_devices(run, data)
+        for until in [*early, steps]:
+            state = train.fit(
+                run,
+                state,
+                read,
+                steps=until,
+                every=hooks,
+                on_metrics=log.metrics,
+                stop=lambda: stop() or stale(),
+            )
+            if train.step_of(state) < until:
+                break
+            if config.samples and model.sample is not None:
+                on_sample(state)
         stopped = train.step_of(state) < steps and not stale()
         scored = any("validation_loss" in r and r["step"] == train.step_of(state) for r in rows)
         if not stopped and not scored:
