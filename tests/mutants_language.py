@@ -70,7 +70,7 @@ ROWS = [
     ("tied to anything", COMBINE, "if table != (size, H):", "if False:", C + "what_cannot_be_tied_is_refused[cell2]"),
     # encoder and decoder
     ("the last output for both ends", ENCDEC, "over_time.both_ends if isinstance(encoder, TwoWay) else over_time.last", "over_time.last", PARTS),
-    ("the mask of the source is lost", ENCDEC, "outputs, mask, state)", "outputs, None, state)", E + "what_stands_in_the_padding_changes_no_bit[additive-gru]"),
+    ("the mask of the source is lost", ENCDEC, "outputs, mask, state)", "outputs, None, state)", E + "more_padding_changes_nothing[additive]"),
     ("the decoder reads the target itself", ENCDEC, "jnp.concatenate([jnp.full_like(target[:1], net.begin), target[:-1]])", "target", PARTS),
     ("no squashing of the start", ENCDEC, "jnp.tanh(ends(outputs, mask) @ params.w_start + params.b_start)", "ends(outputs, mask) @ params.w_start + params.b_start", PARTS),
     ("the decoder's noise is always the same", ENCDEC, "redraw(state, keys[1])", "state", E + "noise_is_drawn_from_the_key_and_leaves_the_params_alone[None]"),
@@ -86,7 +86,7 @@ ROWS = [
     # buckets
     ("the longest is cut off", BATCHES, "cost = np.concatenate([[0.0], ways.min(axis=0)])", "cost = np.concatenate([[0.0], ways.max(axis=0)])", B + "buckets_are_those_that_waste_least"),
     ("a bucket reads the same batch", BATCHES, "nth = epoch * int(self._batches[b]) + int((turns[:place] == b).sum())", "nth = 0", BUCKETS),
-    ("padding of the longest of all", BATCHES, "np.searchsorted(np.sort(borders), lengths)", "np.zeros_like(lengths)", BUCKETS),
+    ("padding of the longest of all", BATCHES, "np.searchsorted(np.sort(borders), lengths)", "np.zeros_like(lengths)", B + "buckets_are_those_that_waste_least"),
     ("one order for all seeds", BATCHES, "np.random.default_rng([self._seed, epoch])", "np.random.default_rng([0, epoch])", B + "a_position_among_buckets_is_found_again"),
     ("batches of one shape alone count", TRAIN, "parts.append((jax.tree.map(stack, *filled), len(given)))", "parts = [(jax.tree.map(stack, *filled), len(given))]", T + "batches_of_several_shapes_come_in_their_order"),
     # held-out text

@@ -367,6 +367,10 @@ def test_a_position_among_buckets_is_found_again() -> None:
         batches.Bucketed(texts, 8, seed=6).set_state(one.get_state())
     order = [batches.Bucketed(texts, 8, seed=s).at(0)[2].tolist() for s in range(3)]
     assert order[0] != order[1] != order[2]
+    shapes = [
+        [batches.Bucketed(texts, 8, seed=s).at(i)[0].shape for i in range(30)] for s in range(2)
+    ]
+    assert shapes[0] != shapes[1]
 
 
 @pytest.mark.parametrize("texts", [[], ([[1]], [[1], [2]]), ([], [])])

@@ -187,8 +187,9 @@ def test_noise_is_drawn_from_the_key_and_leaves_the_params_alone(attend):
         plain = rnn_jax.gru(input_size, hidden_size)
         return rnn_jax.dropout(plain, rate, jax.random.key(0), variational=True) if rate else plain
 
-    def made(rate):
-        both = rnn_jax.two_way(cell(3, 2, rate), cell(3, 2, rate))
+    def made(rate, of_encoder=None):
+        own = rate if of_encoder is None else of_encoder
+        both = rnn_jax.two_way(cell(3, 2, own), cell(3, 2, own))
         return encoder_decoder(
             rnn_jax.embed(both, 9, 3), lambda D, H: cell(D, H, rate), V, embedding=3,
             hidden_size=4, begin=0, attend=attend, memory_size=4,
@@ -202,6 +203,8 @@ def test_noise_is_drawn_from_the_key_and_leaves_the_params_alone(attend):
     one, same, other = (forced(noisy, key) for key in keys)
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other)
+    for alone in (made(0.5, 0.0), made(0.0, 0.5)):  # the decoder's noise, and the encoder's
+        assert not np.allclose(forced(alone, keys[0]), forced(alone, keys[2]))
     np.testing.assert_array_equal(forced(plain, keys[0]), forced(plain, None))
     nearly = made(1e-7)
     np.testing.assert_allclose(forced(nearly, keys[0]), forced(plain, None), rtol=1e-5, atol=1e-6)

@@ -296,8 +296,9 @@ def test_scheduled_sampling_mixes_true_tokens_with_drawn_ones() -> None:
     assert abs(own.mean() - 0.25) < 0.04
     before = read[:-1]
     assert (read[1:][own] == (before[own] + 1) % 9).all()
-    state = rnn.scheduled_sampling(successor, 0.0, key(0)).init_state(())
-    _, logits = rnn.unroll(net, (), state._replace(rate=jnp.float32(1.0)), jnp.full(5, 5))
+    net = rnn.scheduled_sampling(successor, 0.0, key(0))
+    state = net.init_state(())._replace(rate=jnp.float32(1.0))
+    _, logits = rnn.unroll(net, (), state, jnp.full(5, 5))
     assert logits.argmax(axis=1).tolist() == [6, 7, 8, 0, 1]
 
 
