@@ -386,7 +386,7 @@ def report(trained: Trained, held_out: Any) -> Report:
     ]  # fmt: skip
     examples = ["the film was not really in the end bad", "our dinner was good"]
     if trained.config.data is not None:
-        examples = ["It is not as good as they say.", "I would buy it again!"]
+        examples = ["The food was not good.", "A great phone, and it works!"]
     numbers = {
         "accuracy": {name: float(np.mean(t)) for name, t in table.items()}, "folds": table,
         "paired": paired.tolist(), "p": p,

@@ -412,7 +412,7 @@ def drawn(source: list[str], target: list[str], weights: Any) -> Any:
     axes.set_xticks(range(len(source)), [s.replace(" ", "\u2423") for s in source])
     axes.set_yticks(range(len(target)), target)
     if max(map(len, source)) > 1:
-        axes.tick_params(axis="x", rotation=60)
+        axes.tick_params(axis="x", rotation=90)
     axes.set(xlabel="source", ylabel="written")
     axes.grid(False)
     return figure

@@ -208,7 +208,7 @@ def framed(body: str) -> str:
         "body{font:16px/1.5 system-ui,sans-serif;max-width:42em;margin:2em auto;padding:0 1em}"
         "pre{font:18px/1.6 Georgia,serif;white-space:pre-wrap;border:1px solid #bbb;"
         "border-radius:6px;padding:1em;min-height:4em}.cursor{color:#c33}"
-        "ol{list-style:decimal inside;padding:0}li{margin:3px 0}"
+        "ol{padding-left:2.2em}li{margin:3px 0}"
         "li a{display:inline-block;position:relative;width:85%;padding:2px 8px;color:#111;"
         "text-decoration:none;vertical-align:middle}li a:hover,li a:focus{background:#eef}"
         "li b{display:inline-block;width:14em;font-weight:600}"

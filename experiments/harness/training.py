@@ -339,7 +339,8 @@ def _finish(session: Session, state: train.TrainState, rows: list[dict[str, Any]
         raise Failed(command.one_line(error)) from error
     net = learning.best_net(best)
     trained = Trained(config, data.about, model, all_nets[net], all_nets)
-    report = app.report(trained, data.held_out)
+    with plots.style():
+        report = app.report(trained, data.held_out)
     numbers = {"options": run_folder.to_json(config), "jax": jax.__version__, "best": best}
     names = list(report.files)
     if jax.process_index() == 0:
