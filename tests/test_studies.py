@@ -63,6 +63,15 @@ def of_bench(numbers: dict[str, Any], text: str) -> None:
     assert "| - |" not in row_of_times
 
 
+def of_bench_language(numbers: dict[str, Any], text: str) -> None:
+    for name in ("word_lm", "translation"):
+        for who in ("ours", "PyTorch"):
+            row = numbers[name][who]
+            assert 0 < row["loss"] < np.log(50)
+            assert row["updates"] > 0
+    assert "validation loss in nats" in text
+
+
 def of_memory(numbers: dict[str, Any], text: str) -> None:
     plain, default, segments, budget = numbers["found"].values()
     assert [row["T"] for row in plain] == [16, 64]
@@ -218,6 +227,11 @@ ROWS = {
             ("--tolerance 0", "--tolerance: got 0"),
         ],
         also="--peers textbook torch ours products",
+        strict=False,
+    ),
+    "bench.language": Row(
+        of_bench_language,
+        [("--minutes 0", "--minutes: got 0")],
         strict=False,
     ),
     "bench.devices": Row(

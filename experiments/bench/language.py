@@ -50,7 +50,7 @@ class Config(study.Options):
             raise BadInput("PyTorch is not installed: pip install torch") from error
 
 
-QUICK = Config(quick=True, minutes=0.2)
+QUICK = Config(quick=True, minutes=0.03)
 
 
 def rate_at(config: Any, done: float, step: int) -> float:
@@ -195,7 +195,8 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
         )  # fmt: skip
         say(f"{name}, ours")
         options = ["--minutes", str(config.minutes), "--samples", "0"]
-        options += ["--quick"] if config.quick else []
+        if config.quick:
+            options = ["--quick", "--steps", "20", "--samples", "0"]
         options += ["--data", str(data)] if data else []
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
