@@ -363,7 +363,7 @@ class Predict(Use):
 def report(trained: Trained, held_out: Any) -> Report:
     """Accuracies on the same folds, the difference to the best classifier, and what decided."""
     parts = held_out if isinstance(held_out, list) else [held_out]
-    nets = trained.nets if isinstance(held_out, list) else trained.nets[:1]
+    nets = trained.nets if isinstance(held_out, list) else [trained.params]
     score = jax.jit(probabilities)
     right = {"these nets": [
         (np.asarray(score(p, part)).argmax(axis=1) == part.labels).astype(int).tolist()

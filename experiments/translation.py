@@ -28,8 +28,7 @@ import rnn_jax
 from experiments.harness import command, plots
 from experiments.harness.application import Application, Data, Model, Options, Report, Trained, Use
 from experiments.harness.command import BadInput
-from rnn_jax import generate
-from rnn_jax.encoder_decoder import encoder_decoder, teacher_forced
+from rnn_jax.encoder_decoder import encoder_decoder, teacher_forced, written
 from rnn_jax.tasks.batches import Bucketed, pad
 from rnn_jax.tasks.text import read_text
 from rnn_jax.tasks.words import WordVocabulary, join, split
@@ -339,10 +338,9 @@ def _write(
     S = source.shape[1]
 
     def one(source: jax.Array, length: jax.Array) -> Any:
-        state = net.start(params, source, rnn_jax.length_mask(length, S))
         known = lambda state: jnp.arange(params.decoder.w_y.shape[1]) != BEGIN  # noqa: E731
-        found = generate.beam(
-            net.decoder(S), params.decoder, state, net.begin, 3 * S // 2 + 24, width=width,
+        found = written(
+            net, params, source, 3 * S // 2 + 24, rnn_jax.length_mask(length, S), width=width,
             stop=end, length_penalty=penalty, allowed=known,
         )  # fmt: skip
         return found.tokens, found.scores
@@ -423,16 +421,16 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
     import sacrebleu.metrics as metrics
 
     config, sources = trained.config, [source for source, _ in held_out.test]
-    written = {"nearest sentence of training": held_out.nearest}
+    texts_of = {"nearest sentence of training": held_out.nearest}
     for name, width in (("greedy", 1), (f"beam of {config.width}", config.width)):
         found = translations(config, trained.about, trained.params, sources, width)
-        written[name] = [best[0][0] for best in found]
+        texts_of[name] = [best[0][0] for best in found]
     truth = [[plain(t) for t in dict.fromkeys(targets)] for _, targets in held_out.test]
     most = max(map(len, truth))
     references: Any = [[t[i] if i < len(t) else None for t in truth] for i in range(most)]
     bleu, chrf = metrics.BLEU(), metrics.CHRF()  # type: ignore[attr-defined]
     table: dict[str, Any] = {}
-    for name, texts in written.items():
+    for name, texts in texts_of.items():
         exact = float(np.mean([t in right for t, right in zip(texts, truth, strict=True)]))
         points = [m.corpus_score(texts, references).score for m in (bleu, chrf)]
         table[name] = {"exact": exact, "BLEU": points[0], "chrF": points[1]}
@@ -441,8 +439,8 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
         f"{n:30} {t['exact']:5.1%} {t['BLEU']:6.1f} {t['chrF']:6.1f}" for n, t in table.items()
     ]
     lines.append(f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}\n")
-    last = list(written)[-1]
-    rows = list(zip(sources, written[last], truth, strict=True))
+    last = list(texts_of)[-1]
+    rows = list(zip(sources, texts_of[last], truth, strict=True))
     lines += [
         f"{s} -> {t}" + ("" if t in right else f"   (not {right[0]})") for s, t, right in rows[:12]
     ]
@@ -452,7 +450,7 @@ def report(trained: Trained, held_out: HeldOut) -> Report:
         f"{s}\t{t}\t{' | '.join(right)}\n" for s, t, right in rows
     )}  # fmt: skip
     if config.attend != "none":
-        files["attention.png"] = drawn(*attention_of(trained, sources[0], written[last][0]))
+        files["attention.png"] = drawn(*attention_of(trained, sources[0], texts_of[last][0]))
     numbers = {
         "scores": table, "by_length": by_length, "waste": trained.about["waste"],
         "signature": str(bleu.get_signature()),

@@ -22,13 +22,13 @@ Training, by teacher forcing:
 >>> print(logits.shape, rnn_jax.losses.cross_entropy(logits, target, valid) > 0)
 (4, 30) True
 
-Use: `start` reads the source, and what follows is as for any net that writes.
+Use, by a beam; or `start` reads the source, and what follows is as for any net that writes.
 
+>>> found = written(net, params, source, 12, mask, width=4, stop=1)
 >>> decoder, state = net.decoder(9), net.start(params, source, mask)
 >>> _, tokens = generate.greedy(decoder, params.decoder, state, net.begin, 12, stop=1)
->>> found = generate.beam(decoder, params.decoder, state, net.begin, 12, width=4, stop=1)
->>> print(tokens.shape, found.tokens.shape, state.weights.shape)
-(12,) (4, 12) (9,)
+>>> print(found.tokens.shape, tokens.shape, state.weights.shape)
+(4, 12) (12,) (9,)
 
 References:
   Sutskever, Vinyals, Le. Sequence to sequence learning with neural networks. 2014.
@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnn_jax import _checks, attention, initializers, over_time
+from rnn_jax import _checks, attention, generate, initializers, over_time
 from rnn_jax._remember import remembered
 from rnn_jax._types import Array, Cell, Key, Params, State
 from rnn_jax.combine import TwoWay, _output, embed, readout
@@ -238,6 +238,31 @@ def sampled(
     state = SampledState(start, coins, jnp.asarray(rate, jnp.float32), jnp.int32(-1))
     read = _read(net, target)
     return unroll(decoder, params.decoder, state, read, mask=target_mask)[1]
+
+
+def written(
+    net: EncoderDecoder,
+    params: EncoderDecoderParams,
+    source: Any,
+    length: int,
+    source_mask: Array | None = None,
+    *,
+    width: int = 1,
+    **options: Any,
+) -> generate.Beams:
+    """The likeliest texts for a source, found by a beam; of width 1 the greedy one.
+
+    Args:
+      net, params, source, source_mask: as in `teacher_forced`.
+      length: the longest text.
+      width: texts in the beam.
+      **options: `stop`, `length_penalty` and `allowed` of `rnn_jax.generate.beam`.
+
+    Returns:
+      `rnn_jax.generate.Beams`, the best first. A batch is made by `jax.vmap`.
+    """
+    state, decoder = net.start(params, source, source_mask), net.decoder(_checks.time_steps(source))
+    return generate.beam(decoder, params.decoder, state, net.begin, length, width=width, **options)
 
 
 def _read(net: EncoderDecoder, target: Array) -> Array:

@@ -7,7 +7,7 @@ import pytest
 
 import rnn_jax
 from rnn_jax import attention, generate
-from rnn_jax.encoder_decoder import encoder_decoder, sampled, teacher_forced
+from rnn_jax.encoder_decoder import encoder_decoder, sampled, teacher_forced, written
 
 KINDS = [None, "additive", "dot", "general", "concat"]
 V, S, T = 7, 6, 5
@@ -157,7 +157,8 @@ def test_it_learns_to_turn_a_text_around_and_writes_it(attend):
     def write(source, mask):
         decoder, state = net.decoder(4), net.start(params, source, mask)
         start = decoder, params.decoder, state, net.begin
-        return generate.greedy(*start, 6, stop=1)[1], generate.beam(*start, 6, width=3, stop=1)
+        greedy = generate.greedy(*start, 6, stop=1)[1]
+        return greedy, written(net, params, source, 6, mask, width=3, stop=1)
 
     tokens, beams = jax.jit(jax.vmap(write))(source, mask)
     for text, row, found in zip(texts, tokens.tolist(), beams.tokens[:, 0].tolist(), strict=True):
