@@ -27,6 +27,7 @@ PENALTIES, BOOK = (
     L + "penalties_are_means_over_units_and_valid_steps[True]",
     W + "kneser_ney_is_that_of_the_paper[3]",
 )
+A = "test_language_applications.py::test_"
 PARTS = E + "it_is_what_one_would_write_with_the_parts[additive-True]"
 BUCKETS = B + "buckets_pad_every_sequence_to_the_longest_of_its_bucket[3]"
 DROP = N + "drop_drops_or_scales_and_shares_one_decision_along_axes"
@@ -89,6 +90,16 @@ ROWS = [
     ("padding of the longest of all", BATCHES, "np.searchsorted(np.sort(borders), lengths)", "np.zeros_like(lengths)", B + "buckets_are_those_that_waste_least"),
     ("one order for all seeds", BATCHES, "np.random.default_rng([self._seed, epoch])", "np.random.default_rng([0, epoch])", B + "a_position_among_buckets_is_found_again"),
     ("batches of one shape alone count", TRAIN, "parts.append((jax.tree.map(stack, *filled), len(given)))", "parts = [(jax.tree.map(stack, *filled), len(given))]", T + "batches_of_several_shapes_come_in_their_order"),
+    # applications
+    ("word_lm knows words of the end", "experiments/word_lm.py", "WordVocabulary.of(\n        words,", "WordVocabulary.of(\n        words + rest,", A + "word_lm_learns_from_the_first_lines_and_is_judged_by_the_last"),
+    ("a fold knows all words", "experiments/sentiment.py", "known = np.array([[w in own for w in vocabulary.words] for own in learn_from])", "known = np.array([[True for w in vocabulary.words] for own in learn_from])", A + "a_fold_of_sentiment_knows_the_words_of_its_own_training_part_alone"),
+    ("the same date in both", "experiments/translation.py", "found.setdefault(iso.get(source, source[:10]), []).append(source)", "found.setdefault(source, []).append(source)", A + "no_date_of_the_test_was_learned_from[both]"),
+    ("after is and", "experiments/instructions.py", "else [*y, *x])", "else [*x, *y])", A + "scan_is_the_grammar_of_the_paper"),
+    ("left is right", "experiments/instructions.py", 'side = 1 if action == "LEFT" else -1', 'side = -1 if action == "LEFT" else 1', A + "the_way_that_one_walks"),
+    ("the first b is to be known", "experiments/counting_languages.py", "inside & (t[:-1] > n)", "inside & (t[:-1] >= n)", A + "words_of_the_counting_languages"),
+    ("words are parted at spaces", "experiments/tagging.py", 'line.rstrip("\\r").split("\\t") if "\\t" in line else line.split()', "line.split()", A + "tags_of_tabs_spaces_and_odd_lines"),
+    ("compose offers the unlikeliest", "experiments/harness/compose.py", "np.argsort(-chances)", "np.argsort(chances)", "test_compose.py::test_what_is_offered_is_what_the_net_predicts"),
+    ("an I- begins nothing", "rnn_jax/tasks/entities.py", "if own is not None and kind is None:", "if own is not None and kind is None and tag[:2] != 'I-':", "test_entities.py::test_all_short_sentences"),
     # held-out text
     ("surprise of what is read", TEXT, "jnp.take_along_axis(logits, targets[..., None], axis=-1)", "jnp.take_along_axis(logits, inputs[..., None], axis=-1)", "test_char_lm.py::test_validation_carries_the_state_and_scores_each_character_once"),
 ]
