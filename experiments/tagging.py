@@ -162,7 +162,7 @@ def load(config: Config) -> Data:
         cut = [0 if g is not None else tenth for g in given]
         bounds = [sum(cut), cut[0]]
         train, valid, test = order[bounds[0] :], order[: cut[0]], order[bounds[1] : bounds[0]]
-        parts = [[whole[int(i)] for i in train]]
+        parts = [[whole[int(i)] for i in np.sort(train)]]
         parts += [
             g if g is not None else [whole[i] for i in own]
             for g, own in zip(given, (valid, test), strict=True)
