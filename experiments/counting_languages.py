@@ -127,7 +127,8 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
     """For each language and cell how far each net counts, and what its state looks like."""
     say.expect(len(LANGUAGES) * len(CELLS))
     # From a fortieth on: the very shortest words are too rare in training to be learned for sure.
-    tests = sorted({*np.linspace(0, config.tested, 41).astype(int)[1:].tolist(), config.shown})
+    steps = np.linspace(0, config.tested, 41)[1:].astype(int)
+    tests = sorted({*np.maximum(steps, 1).tolist(), config.shown})
     found: dict[str, Any] = {"tests": tests}
     for language, kinds in LANGUAGES.items():
         for name, cell in CELLS.items():
@@ -154,8 +155,9 @@ def measure(config: Config, say: Progress) -> dict[str, Any]:
 
 def text(found: dict[str, Any], config: Config) -> str:
     lines = [
-        f"trained to n = {config.shown}; every n tested, from {found['tests'][0]} on, is right up to "
-        f"(of {config.seeds} nets the median, lowest and highest; {found['tests'][-1]} is the last):"
+        f"trained to n = {config.shown}; right for every n tested, from {found['tests'][0]}, up to "
+        f"(the median of {config.seeds} nets, the lowest and the highest; tested to "
+        f"{found['tests'][-1]}):"
     ]
     for language in LANGUAGES:
         for name in CELLS:
