@@ -89,7 +89,7 @@ def words_in_torch(config: Config, own: Any, data: Any) -> dict[str, float]:
     layers, bias = nn.LSTM(H, H, own.layers), nn.Parameter(torch.zeros(V))
     model = nn.ModuleDict({"table": table, "layers": layers})
     model.bias = bias
-    tokens = torch.as_tensor(np.asarray(data.train), dtype=torch.long)
+    tokens = torch.as_tensor(np.array(data.train), dtype=torch.long)
     starts = torch.arange(B) * len(tokens) // B
     keep, state = 1 - own.dropout, None
 
