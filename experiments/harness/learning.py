@@ -120,7 +120,9 @@ def fitting(
         done += run.steps_per_call
         copy = jax.block_until_ready(train.fit(run, copy, data, steps=done))
 
-    updates()
+    # Batches from the host may differ in shape, and each shape is compiled when it first comes.
+    for _ in range(6 if run.takes_batches else 1):
+        updates()
     evaluate(state.params)
     evaluating = _seconds(lambda: evaluate(state.params))
     times = [_seconds(updates)]
