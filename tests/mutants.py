@@ -996,6 +996,12 @@ TRAIN_KINDS: list[Row] = [
 
 BATCHES: list[Row] = [
     (
+        "the position is the next but one",
+        'return {"step": self._step} | self._sizes',
+        'return {"step": self._step + 1} | self._sizes',
+        text_file("a_position_goes_through_json_and_continues"),
+    ),
+    (
         "padded on the left",
         "padded[: len(row)] = row",
         "padded[T - len(row) :] = row",
@@ -1141,12 +1147,6 @@ TEXT_FILE: list[Row] = [
         "self._offset + (self._start + start) * self.dtype.itemsize",
         "self._offset + start * self.dtype.itemsize",
         text_file("parts"),
-    ),
-    (
-        "the position is the next but one",
-        'return {"step": self._step} | self._sizes',
-        'return {"step": self._step + 1} | self._sizes',
-        text_file("a_position_goes_through_json_and_continues"),
     ),
     (
         "the whole text in memory",

@@ -61,7 +61,7 @@ ROWS = [
     # data larger than memory
     ("each part is the first", BATCHES, "return slice(i * size // n, (i + 1) * size // n)", "return slice(0, size // n)", HOST),
     ("each process reads the whole batch", BATCHES, "np.uint32(step)))[self._mine]", "np.uint32(step)))", HOST),
-    ("a position of other data", BATCHES, 'or step < 0 or state != {"step": step} | sizes:', "or step < 0:", HOST),
+    ("a position of other data", BATCHES, 'or step < 0 or state != {"step": step} | self._sizes:', "or step < 0:", HOST),
     ("streams of another part", "rnn_jax/tasks/text_file.py", "range(B)[part_of(B, part)]", "range(B)[part_of(B, (0, part[1]))]", "test_text_file.py::test_each_process_reads_its_part"),
     ("lines counted from each piece", TABLE, "enumerate(lines, start=first)", "enumerate(lines, start=1)", LINES),
     ("the header counts as no line", TABLE, "first, lines = 2, lines[1:]", "first, lines = 1, lines[1:]", LINES),

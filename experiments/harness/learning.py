@@ -120,8 +120,8 @@ def fitting(
         done += run.steps_per_call
         copy = jax.block_until_ready(train.fit(run, copy, data, steps=done))
 
-    # Batches from the host may differ in shape, and each shape is compiled when it first comes.
-    for _ in range(6 if run.takes_batches else 1):
+    # Of batches of several shapes each is compiled when it first comes.
+    for _ in range(6 if len(getattr(data, "shapes", ())) > 1 else 1):
         updates()
     evaluate(state.params)
     evaluating = _seconds(lambda: evaluate(state.params))

@@ -1,7 +1,7 @@
 """Batches of examples: shuffled epochs that follow from the step alone, folds, padding."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,43 @@ def minibatch(size: int) -> Callable[[Shuffled, Array], Any]:
     return batch_at
 
 
-class Batches:
+class Positioned:
+    """An iterator without an end, whose batch follows from its position alone.
+
+    A subclass has `at`, and passes on the numbers that a position is only good for.
+    """
+
+    def __init__(self, **sizes: int) -> None:
+        self._sizes, self._step = sizes, 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        batch = self.at(self._step)
+        self._step += 1
+        return batch
+
+    def at(self, step: int) -> Any:
+        """Batch number `step`, from 0; the position stays."""
+        raise NotImplementedError
+
+    def get_state(self) -> dict[str, int]:
+        """The position, a JSON value, for `set_state` and for `Checkpoints.save(position=)`."""
+        return {"step": self._step} | self._sizes
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position that `get_state` gave, of data of the same sizes and seed."""
+        step = state.get("step") if isinstance(state, dict) else None
+        if not isinstance(step, int) or step < 0 or state != {"step": step} | self._sizes:
+            raise ValueError(
+                f"state: got {state!r:.200}, expected a position from get_state of data with "
+                f"{self._sizes}"
+            )
+        self._step = step
+
+
+class Batches(Positioned):
     """The batches of `minibatch`, from arrays on the host: for those larger than memory.
 
     An iterator without an end, for `rnn_jax.train.fit`. Batch number `step` is that of
@@ -137,20 +173,11 @@ class Batches:
     def __init__(
         self, examples: Any, size: int, seed: int = 0, *, part: tuple[int, int] = (0, 1)
     ) -> None:
+        B = _checks.positive_int("size", size)
+        super().__init__(size=B, examples=_length(examples), seed=seed)
         self.examples = examples
-        self._sizes = {"size": _checks.positive_int("size", size)}
-        self._sizes |= {"examples": _length(examples), "seed": seed}
         self._mine = part_of(size, part)
         self._order = shuffled(np.zeros(1, bool), seed).order
-        self._step = 0
-
-    def __iter__(self) -> "Batches":
-        return self
-
-    def __next__(self) -> Any:
-        batch = self.at(self._step)
-        self._step += 1
-        return batch
 
     def at(self, step: int) -> Any:
         """Batch number `step`, from 0; the position stays."""
@@ -158,16 +185,8 @@ class Batches:
         rows = np.asarray(_rows_at_step(self._order, N, B, np.uint32(step)))[self._mine]
         return jax.tree.map(lambda array: np.asarray(array[rows]), self.examples)
 
-    def get_state(self) -> dict[str, int]:
-        """The position, a JSON value, for `set_state` and for `Checkpoints.save(position=)`."""
-        return {"step": self._step} | self._sizes
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position that `get_state` gave, of batches of the same examples and seed."""
-        self._step = step_in(state, self._sizes)
-
-
-class Bucketed:
+class Bucketed(Positioned):
     """Padded batches of sequences of like length, so that little is spent on padding.
 
     An iterator without an end, for `rnn_jax.train.fit`. The sequences are dealt out to a few
@@ -217,9 +236,9 @@ class Bucketed:
                 "number"
             )
         lengths = np.array([[len(row) for row in found] for found in lists], np.int32)
-        self._sizes = {"size": _checks.positive_int("size", size)}
-        self._sizes |= {"examples": lengths.shape[1], "seed": seed}
-        self._several, self._seed, self._step = several, seed, 0
+        B = _checks.positive_int("size", size)
+        super().__init__(size=B, examples=lengths.shape[1], seed=seed)
+        self._several, self._seed = several, seed
         bucket = _dealt(lengths.max(axis=0), _checks.positive_int("buckets", buckets))
         self._rows = [np.flatnonzero(bucket == b) for b in np.unique(bucket)]
         self._tokens = [
@@ -237,14 +256,6 @@ class Bucketed:
     def epoch(self) -> int:
         """Batches in which about every sequence comes once."""
         return int(self._batches.sum())
-
-    def __iter__(self) -> "Bucketed":
-        return self
-
-    def __next__(self) -> Any:
-        batch = self.at(self._step)
-        self._step += 1
-        return batch
 
     def at(self, step: int) -> Any:
         """Batch number `step`, from 0; the position stays.
@@ -264,14 +275,6 @@ class Bucketed:
         lengths = tuple(n[at] for n in self._lengths[b])
         index = self._rows[b][at].astype(np.int32)
         return (tokens, lengths, index) if self._several else (tokens[0], lengths[0], index)
-
-    def get_state(self) -> dict[str, int]:
-        """The position, a JSON value, for `set_state` and for `Checkpoints.save(position=)`."""
-        return {"step": self._step} | self._sizes
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position that `get_state` gave, of batches of the same sequences and seed."""
-        self._step = step_in(state, self._sizes)
 
 
 def _dealt(lengths: np.ndarray, buckets: int) -> np.ndarray:
@@ -307,16 +310,6 @@ def part_of(size: int, part: tuple[int, int]) -> slice:
             f"divisor of {size}"
         )
     return slice(i * size // n, (i + 1) * size // n)
-
-
-def step_in(state: Any, sizes: dict[str, int]) -> int:
-    """The step of a position, which must be of data of these sizes."""
-    step = state.get("step") if isinstance(state, dict) else None
-    if not isinstance(step, int) or step < 0 or state != {"step": step} | sizes:
-        raise ValueError(
-            f"state: got {state!r:.200}, expected a position from get_state of data with {sizes}"
-        )
-    return step
 
 
 def laps(steps: Array | int, size: int, length: Array | int) -> tuple[Array, Array]:

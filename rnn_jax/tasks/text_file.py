@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from rnn_jax import _checks
-from rnn_jax.tasks.batches import part_of, step_in
+from rnn_jax.tasks.batches import Positioned, part_of
 from rnn_jax.tasks.text import Vocabulary, code_points, not_utf8
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -209,7 +209,7 @@ class TokenFile:
             left, at = left[done:], at + done
 
 
-class Streams:
+class Streams(Positioned):
     """Windows of contiguous streams from a file: `rnn_jax.tasks.text.streams` for any size.
 
     An iterator without an end. Window number `step` is ``streams(tokens, step, batch=batch,
@@ -241,18 +241,9 @@ class Streams:
                 f"tokens: got {len(tokens)}, expected at least {W}, one window. Take a longer text "
                 "or a shorter window."
             )
+        super().__init__(batch=B, window=W, length=len(tokens))
         self.tokens = tokens
         self._mine = range(B)[part_of(B, part)]
-        self._sizes = {"batch": B, "window": W, "length": len(tokens)}
-        self._step = 0
-
-    def __iter__(self) -> "Streams":
-        return self
-
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        windows = self.at(self._step)
-        self._step += 1
-        return windows
 
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Window number `step`, from 0; the position stays."""
@@ -265,14 +256,6 @@ class Streams:
             self.tokens.read_into(row[before_the_end:], 0)
         windows = np.ascontiguousarray(rows.T, np.int32)
         return windows[:-1], windows[1:]
-
-    def get_state(self) -> dict[str, int]:
-        """The position, a JSON value, for `set_state` and for `Checkpoints.save(position=)`."""
-        return {"step": self._step} | self._sizes
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position that `get_state` gave, of streams of the same sizes."""
-        self._step = step_in(state, self._sizes)
 
 
 class _Open:
