@@ -29,9 +29,10 @@ import tyro
 
 import rnn_jax
 from experiments.harness import command
-from experiments.harness.application import Application, Data, Model, Options, Report, Trained, Use
+from experiments.harness.application import Application, Data, Model, Options, Report, Trained
 from experiments.harness.command import BadInput
 from experiments.harness.compose import Compose, Writer
+from experiments.harness.sampling import Sampling
 from rnn_jax import generate, gradients, train
 from rnn_jax.tasks import text_file
 from rnn_jax.tasks.ngrams import KneserNey
@@ -277,33 +278,17 @@ def write(config: Config, about: dict[str, Any], params: Any, use: "Generate") -
     prompt = jnp.asarray(vocabulary.encode(use.prompt or about["start"]))
     cell, key = network(config, len(vocabulary)), jax.random.key(use.seed)
     state, _ = rnn_jax.unroll(cell, params, None, prompt[:-1])
-    chosen: Any = {"temperature": use.temperature, "top_k": use.top_k, "top_p": use.top_p}
-    tokens = generate.stream(cell, params, state, prompt[-1], key, **chosen)
+    tokens = generate.stream(cell, params, state, prompt[-1], key, **use.chosen)
     for token in itertools.islice(tokens, use.length):
         yield vocabulary.decode(token[None])
 
 
 @dataclass(frozen=True)
-class Generate(Use):
+class Generate(Sampling):
     """Writes text from the best checkpoint of a run, as it comes."""
 
     prompt: str = ""
     """Text to go on from; it may only have characters that the model knows."""
-    length: int = 500
-    """Characters to write after the prompt."""
-    temperature: float = 1.0
-    """Below 1 safer, above 1 more varied, 0 for the most likely character each time."""
-    top_k: int | None = None
-    """Choose among the so many most likely characters only."""
-    top_p: float | None = None
-    """Choose among the fewest most likely characters that have this probability together."""
-    seed: int = 0
-    """Another seed, another text."""
-
-    def check(self) -> None:
-        command.at_least(self, length=0, temperature=0.0, top_k=1, seed=0)
-        expected = "a probability above 0, at most 1"
-        command.require(self, "top_p", self.top_p is None or 0 < self.top_p <= 1, expected)
 
     def __call__(self, trained: Trained) -> Iterator[str]:
         yield self.prompt

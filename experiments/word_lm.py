@@ -30,6 +30,7 @@ from experiments.harness import command, plots
 from experiments.harness.application import Application, Data, Model, Options, Report, Trained, Use
 from experiments.harness.command import BadInput
 from experiments.harness.compose import Compose, Writer
+from experiments.harness.sampling import Sampling
 from rnn_jax import generate
 from rnn_jax.tasks.ngrams import KneserNey
 from rnn_jax.tasks.text import (
@@ -228,9 +229,8 @@ def write(config: Config, about: dict[str, Any], params: Any, use: "Generate") -
     prompt = jnp.asarray(vocabulary.encode(words or ["\n"]))
     cell, key = network(config, len(vocabulary)), jax.random.key(use.seed)
     state, _ = rnn_jax.unroll(cell, params, None, prompt[:-1])
-    chosen: Any = {"temperature": use.temperature, "top_k": use.top_k, "top_p": use.top_p}
     tokens = generate.stream(
-        cell, params, state, prompt[-1], key, allowed=known_of(len(vocabulary)), **chosen
+        cell, params, state, prompt[-1], key, allowed=known_of(len(vocabulary)), **use.chosen
     )
     text = join(words)
     yield text
@@ -247,26 +247,13 @@ def known_of(V: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Generate(Use):
+class Generate(Sampling):
     """Writes text from the best checkpoint of a run, as it comes."""
 
     prompt: str = ""
     """Text to go on from; words that the model does not know are read as unknown."""
     length: int = 100
-    """Words to write after the prompt."""
     temperature: float = 0.9
-    """Below 1 safer, above 1 more varied, 0 for the most likely word each time."""
-    top_k: int | None = None
-    """Choose among the so many most likely words only."""
-    top_p: float | None = None
-    """Choose among the fewest most likely words that have this probability together."""
-    seed: int = 0
-    """Another seed, another text."""
-
-    def check(self) -> None:
-        command.at_least(self, length=0, temperature=0.0, top_k=1, seed=0)
-        expected = "a probability above 0, at most 1"
-        command.require(self, "top_p", self.top_p is None or 0 < self.top_p <= 1, expected)
 
     def __call__(self, trained: Trained) -> Iterator[str]:
         vocabulary = WordVocabulary(**trained.about["vocabulary"])
